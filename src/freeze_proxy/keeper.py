@@ -1,0 +1,175 @@
+"""The keeper drives one gate: it adds the time to the facts, has the orders carried out, and keeps the gate's timer.
+
+It stands between the relay, which tells it of exchanges (it is the observers' ``Tally``), and a ``Driver``, which
+freezes and thaws and answers with the order's ticket: at once, or later from the loop. A ``Witness`` is told of all
+that a user may want to see or count.
+"""
+
+import time
+
+from freeze_proxy.gate import AWAKE, FOREVER, FREEZE, FREEZING, FROZEN, THAW, THAWING, Gate, Order
+from freeze_proxy.loop import Loop, Timer
+from freeze_proxy.observe.tally import Tally
+
+
+class Driver:
+    """Carries out orders. Each call is answered by ``keeper.done(ticket)`` or ``keeper.failed(ticket, reason)``.
+
+    Orders are carried out one after another: a new one may come before the answer to the last, which it replaces.
+    """
+
+    __slots__ = ("keeper",)
+
+    keeper: "Keeper"
+
+    def freeze(self, ticket: int) -> None:
+        """Stop the target. If it fails, the target runs when ``failed`` is called."""
+        raise NotImplementedError
+
+    def thaw(self, ticket: int) -> None:
+        """Let the target run, whatever became of the order before."""
+        raise NotImplementedError
+
+
+class Gated:
+    """What obeys the gate: the relay."""
+
+    __slots__ = ()
+
+    def before_freeze(self) -> None:
+        """The target is about to stand still."""
+
+    def release(self) -> None:
+        """Bytes may pass: send on all that was held."""
+
+    def refuse(self) -> None:
+        """The thaw has taken too long: answer 503 to all that wait."""
+
+
+class Witness:
+    """Is told what happens; times are seconds. Does nothing itself."""
+
+    __slots__ = ()
+
+    def frozen(self, took: float) -> None:
+        """The target stands still, ``took`` seconds after it was ordered."""
+
+    def thawed(self, waited: float | None) -> None:
+        """The target runs. ``waited``: from the first byte that was held until it may pass; ``None``: none was."""
+
+    def failed(self, what: str, reason: str) -> None:
+        """An order (``freeze`` or ``thaw``) failed; it will be tried again."""
+
+    def refused(self, exchanges: int) -> None:
+        """So many exchanges are being answered 503."""
+
+
+class Keeper(Tally):
+    """Counts ``requests`` and keeps ``gate``."""
+
+    __slots__ = ("_alarm", "_driver", "_loop", "_ordered_at", "_waiting_since", "gate", "gated", "requests", "witness")
+
+    def __init__(self, loop: Loop, gate: Gate, driver: Driver, witness: Witness) -> None:
+        driver.keeper = self
+        self._loop = loop
+        self._driver = driver
+        self._alarm: Timer | None = None
+        self._ordered_at = 0.0
+        self._waiting_since: float | None = None
+        self.gate = gate
+        self.gated = Gated()
+        self.requests = 0
+        self.witness = witness
+
+    # From the observers.
+
+    def began(self) -> None:
+        """An exchange has begun."""
+        self.requests += 1
+        self.held()
+
+    def held(self) -> None:
+        """Something that is no new exchange needs the server awake."""
+        gate = self.gate
+        order = gate.began(self._loop.now)
+        if not gate.open:
+            if self._waiting_since is None:
+                self._waiting_since = time.monotonic()
+            self._carry_out(order)
+
+    def ended(self) -> None:
+        """What had begun, or was held, has ended."""
+        self.gate.ended(self._loop.now)
+        if self._alarm is None:
+            self._set_alarm()
+
+    # From whoever knows the server, and from the driver.
+
+    def ready(self) -> None:
+        """The server answers."""
+        self.gate.ready(self._loop.now)
+        self._set_alarm()
+
+    def disarm(self) -> None:
+        """Thaw, and freeze no more."""
+        self._carry_out(self.gate.disarm(self._loop.now))
+
+    def lost(self) -> None:
+        """The driver has lost sight of the target."""
+        self._carry_out(self.gate.lost(self._loop.now))
+
+    def done(self, ticket: int) -> None:
+        """The order with this ticket has been carried out."""
+        before, now = self.gate.state, time.monotonic()
+        self.gate.done(ticket, now)
+        self._compare(before, now)
+
+    def failed(self, ticket: int, reason: str) -> None:
+        """The order with this ticket has failed, for a reason to show to the user."""
+        before, now = self.gate.state, time.monotonic()
+        self.gate.failed(ticket, now)
+        self.witness.failed(THAW if before == THAWING else FREEZE, reason)
+        self._compare(before, now)
+
+    # Inside.
+
+    def _compare(self, before: str, now: float) -> None:
+        """Draw the consequences of an answer that moved the gate."""
+        state = self.gate.state
+        if before == FREEZING and state == FROZEN:
+            self.witness.frozen(now - self._ordered_at)
+        elif before == THAWING and state == AWAKE:
+            since, self._waiting_since = self._waiting_since, None
+            self.witness.thawed(None if since is None else now - since)
+            self.gated.release()
+        self._set_alarm()
+
+    def _carry_out(self, order: Order | None) -> None:
+        if order is None:
+            pass
+        elif order.kind == FREEZE:
+            self.gated.before_freeze()
+            self._ordered_at = time.monotonic()
+            self._driver.freeze(order.ticket)
+        elif order.kind == THAW:
+            self._driver.thaw(order.ticket)
+        else:
+            self._waiting_since = None
+            self.witness.refused(self.gate.in_flight)
+            self.gated.refuse()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        deadline, alarm = self.gate.deadline, self._alarm
+        # An alarm that is early does no harm: it looks, and is set again. So a busy server costs no timer a request.
+        if deadline == FOREVER or (alarm is not None and alarm.when <= deadline):
+            return
+        if alarm is not None:
+            alarm.cancel()
+        self._alarm = self._loop.at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._alarm = None
+        while (order := self.gate.tick(self._loop.now)) is not None:
+            self._carry_out(order)
+        self._set_alarm()

@@ -1,0 +1,416 @@
+"""Counting the exchanges of an HTTP/1.x connection.
+
+An exchange begins with the first byte of its request and ends when its response *and* its request have passed (a
+response may come before the request is complete) or the server has closed. Where a message ends is decided by the
+rules of RFC 9112 §6.3. Bodies are skipped, not read; only heads and the lines of the chunked coding are looked at.
+
+Three things keep this quick: a request without a body is recognised with a handful of searches; a response is found
+and measured the same way; and whatever falls outside is left to a general machine that works on the same two functions
+(``request_framing`` and ``response_framing``), so that both agree.
+"""
+
+from freeze_proxy.observe.tally import Tally
+
+HEAD_LIMIT = 1 << 20
+"""Bytes of a head, or of a trailer section, beyond which the connection turns opaque."""
+CHUNK_LINE_LIMIT = 4096
+PIPELINE_LIMIT = 1000
+"""Requests that may wait for their responses on one connection; beyond, it turns opaque."""
+SILENT_SWEEPS = 5
+"""Sweeps without a byte after which a stream counts as idle; one sweep every quarter of ``idle_stream``."""
+
+REFUSAL = b"The server is paused and could not be woken in time. Please try again.\n"
+REFUSAL_HEAD = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n" % len(REFUSAL)
+)
+
+# How a body ends: a length of zero or more, or one of these.
+CHUNKED = -1
+UNTIL_CLOSE = -2
+AMBIGUOUS = -3
+
+# What a direction is in the middle of.
+_START, _HEAD, _LENGTH, _CHUNK_LINE, _CHUNK, _TRAILERS, _CLOSE, _OPAQUE, _OVER = range(9)
+
+# What must be remembered of a request to understand its response.
+_PLAIN, _HEAD_REQUEST, _CONNECT = range(3)
+
+_TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_H, _C = b"HC"
+_BODILESS = (b"204", b"304")
+
+
+class Unclear(Exception):  # noqa: N818 - it is a finding, not an error
+    """Bytes that two readers may take for different things; no observer lets it out: the connection turns opaque."""
+
+
+def _fields(head: bytes) -> tuple[list[bytes], list[bytes]] | None:
+    """The values of Content-Length and of Transfer-Encoding in a head in lower case; ``None``: readers may disagree.
+
+    A folded line, white space before the colon, a line end that is not CRLF: RFC 9112 §5 has servers refuse these or
+    read them differently.
+    """
+    lengths, codings = [], []
+    for line in head.split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if not colon or not name or name[-1] in b" \t" or name[0] in b" \t" or b"\n" in line or b"\r" in line:
+            return None
+        if name == b"content-length":
+            lengths += [part.strip(b" \t") for part in value.split(b",")]
+        elif name == b"transfer-encoding":
+            codings += [part.strip(b" \t") for part in value.split(b",")]
+    return lengths, codings
+
+
+def _one_length(lengths: list[bytes]) -> int:
+    first = lengths[0]
+    if not first.isdigit() or len(first) > 18 or any(other != first for other in lengths):
+        return AMBIGUOUS
+    return int(first)
+
+
+def request_framing(head: bytes) -> int:
+    """How the body of a request ends, from its head in lower case without the empty line (RFC 9112 §6.3)."""
+    if head.find(b"content-length") < 0 and head.find(b"transfer-encoding") < 0:
+        return 0
+    fields = _fields(head)
+    if fields is None:
+        return AMBIGUOUS
+    lengths, codings = fields
+    if codings:
+        line_end = head.find(b"\r\n")
+        old = head.find(b" http/1.1", 0, line_end) < 0
+        return AMBIGUOUS if old or lengths or codings != [b"chunked"] else CHUNKED
+    return _one_length(lengths) if lengths else 0
+
+
+def response_framing(head: bytes) -> int:
+    """How the body of a response ends, from its head in lower case, were it a response that may have one."""
+    at = head.find(b"\r\ncontent-length:")
+    coded = head.find(b"transfer-encoding")
+    if at > 0 and coded < 0 and head.find(b"content-length", at + 17) < 0:
+        end = head.find(b"\r\n", at + 17)
+        value = (head[at + 17 :] if end < 0 else head[at + 17 : end]).strip(b" \t")
+        return int(value) if value.isdigit() and len(value) <= 18 else AMBIGUOUS
+    if at < 0 and coded < 0 and head.find(b"content-length") < 0:
+        return UNTIL_CLOSE
+    fields = _fields(head)
+    if fields is None:
+        return AMBIGUOUS
+    lengths, codings = fields
+    if codings:
+        if lengths or not head.startswith(b"http/1.1"):
+            return AMBIGUOUS
+        if codings[-1] == b"chunked":
+            return AMBIGUOUS if codings.count(b"chunked") > 1 else CHUNKED
+        return UNTIL_CLOSE if b"chunked" not in codings else AMBIGUOUS
+    return _one_length(lengths) if lengths else UNTIL_CLOSE
+
+
+class _Direction:
+    """Where one direction stands: in ``state``, with ``left`` bytes of a body to come, part of a line ``held``."""
+
+    __slots__ = ("held", "left", "state")
+
+    def __init__(self) -> None:
+        self.state = _START
+        self.left = 0
+        self.held: bytearray | None = None
+
+    def line(
+        self, data: bytes | bytearray, at: int, size: int, end: bytes, limit: int
+    ) -> tuple[bytes | bytearray | None, int]:
+        """What stands from ``at`` up to ``end`` (``None`` while that has not come), and where to go on.
+
+        Raises ``Unclear`` beyond ``limit`` bytes.
+        """
+        held = self.held
+        if held is None:
+            found = data.find(end, at, size)
+            if found >= 0:
+                if found - at > limit:
+                    raise Unclear
+                return data[at:found], found + len(end)
+            self.held = held = bytearray(data[at:size])
+        else:
+            before = len(held)
+            held += data[at:size]
+            found = held.find(end, max(0, before - len(end) + 1))
+            if found >= 0:
+                if found > limit:
+                    raise Unclear
+                self.held = None
+                return held[:found], at + found + len(end) - before
+        if len(held) - len(end) + 1 > limit:
+            raise Unclear
+        return None, size
+
+    def expect(self, framing: int) -> None:
+        """A head has passed, and the body is framed like this."""
+        if framing >= 0:
+            self.left = framing
+            self.state = _LENGTH if framing else _START
+        elif framing == CHUNKED:
+            self.state = _CHUNK_LINE
+        elif framing == UNTIL_CLOSE:
+            self.state = _CLOSE
+        else:
+            raise Unclear
+
+    def body(self, data: bytes | bytearray, at: int, size: int) -> int:
+        """Skip body bytes from ``at``; returns where to go on. Where the message ends, the state becomes ``_START``.
+
+        Raises ``Unclear`` where the chunked coding (RFC 9112 §7.1) is broken.
+        """
+        while at < size:
+            state = self.state
+            if state in (_LENGTH, _CHUNK):
+                step = min(self.left, size - at)
+                self.left -= step
+                at += step
+                if not self.left:
+                    if state == _LENGTH:
+                        self.state = _START
+                        return at
+                    self.state = _CHUNK_LINE
+            elif state == _CHUNK_LINE:
+                line, at = self.line(data, at, size, b"\r\n", CHUNK_LINE_LIMIT)
+                if line is not None:
+                    self._chunk(line)
+            elif state == _TRAILERS:
+                line, at = self.line(data, at, size, b"\r\n", HEAD_LIMIT)
+                if line is not None:
+                    self.left += len(line)
+                    if self.left > HEAD_LIMIT or line.find(b"\n") >= 0:
+                        raise Unclear
+                    if not line:
+                        self.state = _START
+                        return at
+            else:
+                return size
+        return at
+
+    def _chunk(self, line: bytes | bytearray) -> None:
+        digits = line.partition(b";")[0].rstrip(b" \t")
+        if not 0 < len(digits) < 16 or digits.strip(b"0123456789abcdefABCDEF") or line.find(b"\n") >= 0:
+            raise Unclear
+        length = int(digits, 16)
+        if length:
+            self.left = length + 2  # the line end after the data
+            self.state = _CHUNK
+        else:
+            self.left = 0
+            self.state = _TRAILERS
+
+
+def _head(text: bytes | bytearray) -> bytes:
+    """The head without its last line end, from all that stands before its last LF CR LF."""
+    if text[-1:] != b"\r" or text.find(b"\n\n") >= 0:
+        raise Unclear
+    return bytes(text[:-1])
+
+
+class Http1:
+    """Observes one HTTP/1.x connection; ``in_flight`` is the number of exchanges that it has told of and not ended."""
+
+    __slots__ = ("_asleep", "_early", "_request", "_response", "_silent", "_tally", "_waiting", "in_flight")
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._request = _Direction()
+        self._response = _Direction()
+        self._waiting: list[int] = []  # for each exchange that waits for its response: what to know of the request
+        self._early = False  # the newest request has had its response and is not complete itself
+        self._silent = 0
+        self._asleep = 0
+        self.in_flight = 0
+
+    @property
+    def reusable(self) -> bool:
+        """Whether nothing ties the client's connection to the server's: the next request may take a new one."""
+        return not self.in_flight and self._request.state == _START and self._response.state == _START
+
+    @property
+    def opaque(self) -> bool:
+        """Whether the bytes are no longer followed: upgraded, tunnelled or not understood."""
+        return self._request.state == _OPAQUE
+
+    @property
+    def whole(self) -> bool:
+        """Whether what the server has sent so far ends with a whole response."""
+        return self._response.state in (_START, _OVER)
+
+    def refusal(self) -> bytes:
+        """A 503 in place of the response to the request that waits; nothing where a response has already begun."""
+        if self._response.state != _START or not self._waiting:
+            return b""
+        return REFUSAL_HEAD if self._waiting[0] == _HEAD_REQUEST else REFUSAL_HEAD + REFUSAL
+
+    # Bytes.
+
+    def from_client(self, data: bytes) -> None:
+        """Bytes from the client, before they are sent on."""
+        if (
+            self._request.state == _START
+            and not self._waiting
+            and data.find(b"\n\r\n") == len(data) - 3
+            and b"A"[0] <= data[0] <= b"Z"[0]
+            and data[0] != _H
+            and data[0] != _C
+            and data[-4] == 13
+            and data.find(b"\n\n") < 0
+        ):
+            head = data.lower()
+            if head.find(b"content-length") < 0 and head.find(b"transfer-encoding") < 0:
+                self._waiting.append(_PLAIN)
+                self.in_flight += 1
+                self._tally.began()
+                return
+        self._wake()
+        try:
+            self._requests(data)
+        except Unclear:
+            self._turn_opaque()
+
+    def from_server(self, data: bytes | bytearray, size: int) -> None:
+        """The first ``size`` bytes of ``data`` are from the server, before they are sent on."""
+        response = self._response
+        if response.state == _LENGTH and size < response.left:
+            response.left -= size
+            return
+        self._wake()
+        try:
+            self._responses(data, size)
+        except Unclear:
+            self._turn_opaque()
+
+    def server_closed(self) -> None:
+        """The server will send no more. What it has not answered by now, it never will; a tunnel may still be open."""
+        if self._request.state != _OPAQUE:
+            self.closed()
+
+    def closed(self) -> None:
+        """The connection is gone."""
+        awake = self.in_flight
+        self.in_flight = self._asleep = 0
+        self._request.state = self._response.state = _OVER
+        self._request.held = self._response.held = None
+        self._waiting.clear()
+        for _ in range(awake):
+            self._tally.ended()
+
+    # Idle streams.
+
+    def sweep(self) -> None:
+        """A quarter of ``idle_stream`` has passed. A silent stream stops counting until its next byte.
+
+        A stream is an opaque connection, or a response that has begun and did not announce its length.
+        """
+        if self._response.state > _LENGTH and self.in_flight:
+            self._silent += 1
+            if self._silent >= SILENT_SWEEPS:
+                self._asleep, self.in_flight = self.in_flight, 0
+                for _ in range(self._asleep):
+                    self._tally.ended()
+
+    def _wake(self) -> None:
+        self._silent = 0
+        while self._asleep:
+            self._asleep -= 1
+            self.in_flight += 1
+            self._tally.held()
+
+    # The general machine.
+
+    def _requests(self, data: bytes) -> None:
+        request = self._request
+        at, size = 0, len(data)
+        while at < size and request.state < _OPAQUE:
+            if request.state == _START:
+                self._begin(data[at])
+            if request.state == _HEAD:
+                text, at = request.line(data, at, size, b"\n\r\n", HEAD_LIMIT)
+                if text is None:
+                    return
+                self._request_head(_head(text).lstrip(b"\r\n"))
+            else:
+                at = request.body(data, at, size)
+            if request.state == _START and self._early:
+                self._early = False
+                self._end()
+
+    def _begin(self, first: int) -> None:
+        self._request.state = _HEAD
+        self._waiting.append(_PLAIN)
+        self.in_flight += 1
+        self._tally.began()
+        if len(self._waiting) > PIPELINE_LIMIT or first not in _TOKEN + b"\r\n":
+            raise Unclear
+
+    def _request_head(self, head: bytes) -> None:
+        if not head:
+            return  # empty lines before a request (RFC 9112 §2.2)
+        if head[0] not in _TOKEN:
+            raise Unclear
+        if not self._early:
+            if head.startswith(b"HEAD "):
+                self._waiting[-1] = _HEAD_REQUEST
+            elif head.startswith(b"CONNECT "):
+                self._waiting[-1] = _CONNECT
+        self._request.expect(request_framing(head.lower()))
+
+    def _responses(self, data: bytes | bytearray, size: int) -> None:
+        response = self._response
+        at = 0
+        while at < size and response.state < _OPAQUE:
+            if response.state == _START:
+                if not self._waiting:
+                    raise Unclear
+                response.state = _HEAD
+            if response.state == _HEAD:
+                text, at = response.line(data, at, size, b"\n\r\n", HEAD_LIMIT)
+                if text is None:
+                    return
+                if self._response_head(_head(text)):
+                    continue
+            else:
+                at = response.body(data, at, size)
+            if response.state == _START:
+                self._waiting.pop(0)
+                if not self._waiting and self._request.state != _START:
+                    self._early = True
+                else:
+                    self._end()
+
+    def _response_head(self, head: bytes) -> bool:
+        """Takes in the head; returns whether it was an interim response, with another head to follow."""
+        status = head[9:12]
+        if not head.startswith(b"HTTP/1.") or not status.isdigit() or len(status) < 3:
+            raise Unclear
+        about = self._waiting[0]
+        if status[:1] == b"1":
+            if status == b"101":
+                raise Unclear  # upgraded: the bytes are another protocol's from here on
+            self._response.state = _START
+            return True
+        if about == _CONNECT and status[:1] == b"2":
+            raise Unclear  # a tunnel
+        if about == _HEAD_REQUEST or status in _BODILESS:
+            self._response.state = _START
+        else:
+            self._response.expect(response_framing(head.lower()))
+        return False
+
+    def _end(self) -> None:
+        self.in_flight -= 1
+        self._tally.ended()
+
+    def _turn_opaque(self) -> None:
+        self._request.state = self._response.state = _OPAQUE
+        self._request.held = self._response.held = None
+        self._waiting.clear()
+        self._early = False
+        if not self.in_flight:
+            self.in_flight = 1
+            self._tally.held()
