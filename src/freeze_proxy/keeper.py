@@ -47,15 +47,18 @@ class Gated:
 
 
 class Witness:
-    """Is told what happens; times are seconds. Does nothing itself."""
+    """Is told what happens, after it has happened; times are seconds of the monotonic clock. Does nothing itself."""
 
     __slots__ = ()
 
-    def frozen(self, took: float) -> None:
-        """The target stands still, ``took`` seconds after it was ordered."""
+    def frozen(self, at: float, took: float) -> None:
+        """The target stands still since ``at``, ``took`` seconds after that was ordered."""
 
-    def thawed(self, waited: float | None) -> None:
-        """The target runs. ``waited``: from the first byte that was held until it may pass; ``None``: none was."""
+    def thawed(self, at: float, waited: float | None) -> None:
+        """The target runs; it stood still until ``at``, when the thaw was ordered.
+
+        ``waited``: from the first byte that was held until it might pass; ``None``: none was.
+        """
 
     def failed(self, what: str, reason: str) -> None:
         """An order (``freeze`` or ``thaw``) failed; it will be tried again."""
@@ -128,7 +131,8 @@ class Keeper(Tally):
         """The order with this ticket has failed, for a reason to show to the user."""
         before, now = self.gate.state, time.monotonic()
         self.gate.failed(ticket, now)
-        self.witness.failed(THAW if before == THAWING else FREEZE, reason)
+        what = THAW if before == THAWING else FREEZE
+        self._loop.soon(lambda: self.witness.failed(what, reason))
         self._compare(before, now)
 
     # Inside.
@@ -137,11 +141,13 @@ class Keeper(Tally):
         """Draw the consequences of an answer that moved the gate."""
         state = self.gate.state
         if before == FREEZING and state == FROZEN:
-            self.witness.frozen(now - self._ordered_at)
+            ordered = self._ordered_at
+            self._loop.soon(lambda: self.witness.frozen(now, now - ordered))
         elif before == THAWING and state == AWAKE:
             since, self._waiting_since = self._waiting_since, None
-            self.witness.thawed(None if since is None else now - since)
             self.gated.release()
+            at, waited = self._ordered_at, None if since is None else now - since
+            self._loop.soon(lambda: self.witness.thawed(at, waited))
         self._set_alarm()
 
     def _carry_out(self, order: Order | None) -> None:
@@ -152,10 +158,12 @@ class Keeper(Tally):
             self._ordered_at = time.monotonic()
             self._driver.freeze(order.ticket)
         elif order.kind == THAW:
+            self._ordered_at = time.monotonic()
             self._driver.thaw(order.ticket)
         else:
             self._waiting_since = None
-            self.witness.refused(self.gate.in_flight)
+            exchanges = self.gate.in_flight
+            self._loop.soon(lambda: self.witness.refused(exchanges))
             self.gated.refuse()
         self._set_alarm()
 

@@ -44,12 +44,13 @@ class Timer:
 class Loop:
     """``now`` is the monotonic time in seconds at which the current round of events began."""
 
-    __slots__ = ("_closing", "_epoll", "_handlers", "_running", "_timers", "now")
+    __slots__ = ("_closing", "_epoll", "_handlers", "_running", "_soon", "_timers", "now")
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
+        self._soon: list[Callable[[], None]] = []
         self._closing: list[Closable] = []
         self._running = False
         self.now = time.monotonic()
@@ -78,13 +79,19 @@ class Loop:
         heappush(self._timers, timer)
         return timer
 
+    def soon(self, call: "Callable[[], None]") -> None:
+        """Call at the end of this round, in order: for what nobody should have to wait for."""
+        self._soon.append(call)
+
     def run(self) -> None:
         """Hand out events and run timers until ``stop``."""
         poll, handler_of, timers, monotonic = self._epoll.poll, self._handlers.get, self._timers, time.monotonic
         self._running = True
         while self._running:
             timeout = -1.0
-            if timers:
+            if self._soon:
+                timeout = 0.0
+            elif timers:
                 timeout = timers[0].when - monotonic()
                 if timeout < 0:
                     timeout = 0.0
@@ -98,6 +105,8 @@ class Loop:
                 call = heappop(timers).call
                 if call is not None:
                     call()
+            while self._soon:
+                self._soon.pop(0)()
             while self._closing:
                 self._closing.pop().close()
 

@@ -94,11 +94,12 @@ class Relay(Gated):
             self.loop.forget(self.listener.fileno())
             self.listener.close()
 
-    def close(self) -> None:
-        """Cut all connections."""
-        self.stop_accepting()
+    def drained(self) -> bool:
+        """Close every connection that waits for nothing; returns whether none is left."""
         for connection in list(self.connections):
-            connection.close()
+            if not connection.busy:
+                connection.close()
+        return not self.connections
 
     # What the gate wants.
 
@@ -267,6 +268,11 @@ class Connection:
         self._hold = False  # what is held is no exchange, and is counted by ourselves
         self._client_done = False  # it will send no more
         self._server_done = False  # likewise
+
+    @property
+    def busy(self) -> bool:
+        """Whether an exchange is in flight, or bytes are on their way to the client."""
+        return bool(self.client.tail or self.held or (self.observer is not None and self.observer.in_flight))
 
     # The two handlers that every byte passes.
 

@@ -31,12 +31,13 @@ UNTIL_CLOSE = -2
 AMBIGUOUS = -3
 
 # What a direction is in the middle of.
-_START, _HEAD, _LENGTH, _CHUNK_LINE, _CHUNK, _TRAILERS, _CLOSE, _OPAQUE, _OVER = range(9)
+_START, _HEAD, _LENGTH, _CHUNK_LINE, _CHUNK, _CHUNK_END, _TRAILERS, _CLOSE, _OPAQUE, _OVER = range(10)
 
 # What must be remembered of a request to understand its response.
 _PLAIN, _HEAD_REQUEST, _CONNECT = range(3)
 
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_HEX = b"0123456789abcdefABCDEF"
 _H, _C = b"HC"
 _BODILESS = (b"204", b"304")
 
@@ -48,13 +49,13 @@ class Unclear(Exception):  # noqa: N818 - it is a finding, not an error
 def _fields(head: bytes) -> tuple[list[bytes], list[bytes]] | None:
     """The values of Content-Length and of Transfer-Encoding in a head in lower case; ``None``: readers may disagree.
 
-    A folded line, white space before the colon, a line end that is not CRLF: RFC 9112 §5 has servers refuse these or
-    read them differently.
+    A folded line, white space before the colon, a line end that is not CRLF, a NUL: RFC 9112 §5 has servers refuse
+    these or read them differently.
     """
     lengths, codings = [], []
     for line in head.split(b"\r\n")[1:]:
         name, colon, value = line.partition(b":")
-        if not colon or not name or name[-1] in b" \t" or name[0] in b" \t" or b"\n" in line or b"\r" in line:
+        if not colon or not name or name.translate(None, _TOKEN) or b"\n" in line or b"\r" in line or b"\0" in line:
             return None
         if name == b"content-length":
             lengths += [part.strip(b" \t") for part in value.split(b",")]
@@ -80,7 +81,7 @@ def request_framing(head: bytes) -> int:
     lengths, codings = fields
     if codings:
         line_end = head.find(b"\r\n")
-        old = head.find(b" http/1.1", 0, line_end) < 0
+        old = not head.endswith(b" http/1.1", 0, line_end)
         return AMBIGUOUS if old or lengths or codings != [b"chunked"] else CHUNKED
     return _one_length(lengths) if lengths else 0
 
@@ -89,10 +90,11 @@ def response_framing(head: bytes) -> int:
     """How the body of a response ends, from its head in lower case, were it a response that may have one."""
     at = head.find(b"\r\ncontent-length:")
     coded = head.find(b"transfer-encoding")
-    if at > 0 and coded < 0 and head.find(b"content-length", at + 17) < 0:
+    if at > 0 and coded < 0 and head.find(b"content-length") == at + 2 and head.find(b"content-length", at + 17) < 0:
         end = head.find(b"\r\n", at + 17)
         value = (head[at + 17 :] if end < 0 else head[at + 17 : end]).strip(b" \t")
-        return int(value) if value.isdigit() and len(value) <= 18 else AMBIGUOUS
+        if value.isdigit() and len(value) <= 18 and head[end + 2 : end + 3] not in (b" ", b"\t"):
+            return int(value)
     if at < 0 and coded < 0 and head.find(b"content-length") < 0:
         return UNTIL_CLOSE
     fields = _fields(head)
@@ -173,11 +175,15 @@ class _Direction:
                     if state == _LENGTH:
                         self.state = _START
                         return at
-                    self.state = _CHUNK_LINE
+                    self.state = _CHUNK_END
             elif state == _CHUNK_LINE:
                 line, at = self.line(data, at, size, b"\r\n", CHUNK_LINE_LIMIT)
                 if line is not None:
                     self._chunk(line)
+            elif state == _CHUNK_END:
+                line, at = self.line(data, at, size, b"\r\n", 0)
+                if line is not None:
+                    self.state = _CHUNK_LINE
             elif state == _TRAILERS:
                 line, at = self.line(data, at, size, b"\r\n", HEAD_LIMIT)
                 if line is not None:
@@ -193,11 +199,11 @@ class _Direction:
 
     def _chunk(self, line: bytes | bytearray) -> None:
         digits = line.partition(b";")[0].rstrip(b" \t")
-        if not 0 < len(digits) < 16 or digits.strip(b"0123456789abcdefABCDEF") or line.find(b"\n") >= 0:
+        if not 0 < len(digits) < 16 or digits.strip(_HEX) or line.find(b"\n") >= 0 or line.find(b"\r") >= 0:
             raise Unclear
         length = int(digits, 16)
         if length:
-            self.left = length + 2  # the line end after the data
+            self.left = length
             self.state = _CHUNK
         else:
             self.left = 0
@@ -258,7 +264,7 @@ class Http1:
             and b"A"[0] <= data[0] <= b"Z"[0]
             and data[0] != _H
             and data[0] != _C
-            and data[-4] == 13
+            and data[-4:-3] == b"\r"
             and data.find(b"\n\n") < 0
         ):
             head = data.lower()

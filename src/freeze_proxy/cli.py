@@ -1,0 +1,140 @@
+"""The command line: one command, subcommands that import their part only when they run."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from freeze_proxy import __version__, settings
+from freeze_proxy.gate import MODES, Settings
+
+
+class _Parsed(click.ParamType[Any]):
+    """An option whose text is read by one of the functions of ``settings``."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Reads the text; its ``ValueError`` becomes click's."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_DURATION = _Parsed("duration", settings.duration)
+_POSITIVE = _Parsed("duration", settings.positive_duration)
+_ADDRESS = _Parsed("addr:port", settings.address)
+_KINDS = ("auto", "cgroup2", "cgroup1", "process")
+_FORMATS = ("auto", "json", "text", "none")
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/") or any(character <= " " for character in text):
+        raise ValueError(f"{text!r} is not a path: write one that begins with /, such as /healthz.")
+    return text
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of both ``run`` and ``attach``."""
+    for option in reversed(
+        (
+            click.option("--listen", type=_ADDRESS, default="127.0.0.1:8080", show_default=True,
+                         help="Where clients come in."),
+            click.option("--grace", type=_DURATION, default="100ms", show_default=True,
+                         help="Quiet time before a freeze."),
+            click.option("--mode", type=click.Choice(MODES), default="freeze", show_default=True,
+                         help="throttle: leave it a hundredth of a core instead; dry-run: only say what would be done; "
+                              "off: only relay."),
+            click.option("--thaw-timeout", type=_POSITIVE, default="5s", show_default=True,
+                         help="How long a request waits for a thaw before it is answered 503."),
+            click.option("--breathe", type=_Parsed("every/span", settings.breathe), default="off", show_default=True,
+                         help="While frozen, let it run now and then: 30s/50ms is every 30 s for 50 ms."),
+            click.option("--idle-stream", type=_Parsed("duration", settings.idle_stream), default="off",
+                         show_default=True,
+                         help="Count a WebSocket or a stream that has been silent for so long as idle."),
+            click.option("--ready-path", type=_Parsed("path", _path),
+                         help="The server is ready when this path answers 2xx or 3xx; by default when it listens."),
+            click.option("--start-timeout", type=_POSITIVE, default="60s", show_default=True,
+                         help="How long to wait until it is ready."),
+            click.option("--freezer", type=click.Choice(_KINDS), default="auto", show_default=True,
+                         help="How to freeze; process is SIGSTOP to the whole process tree."),
+            click.option("--report", type=click.Path(dir_okay=False, writable=True), metavar="FILE.json",
+                         help="Write the numbers at the end, with the raw histogram."),
+            click.option("--log-format", type=click.Choice(_FORMATS), default="auto", show_default=True,
+                         help="auto: a status line on a terminal, JSON lines on stderr elsewhere."),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _options(given: dict[str, Any]) -> Any:
+    from freeze_proxy.local import Options
+    from freeze_proxy.local.status import reporter
+
+    return Options(
+        listen=given["listen"],
+        settings=Settings(given["grace"], given["mode"], given["thaw_timeout"], given["breathe"], given["idle_stream"]),
+        freezer=given["freezer"],
+        ready_path=given["ready_path"],
+        start_timeout=given["start_timeout"],
+        report=given["report"],
+        reporter=reporter(given["log_format"]),
+        print_table=given["log_format"] in ("auto", "text"),
+    )
+
+
+def _exit_with(work: Callable[[], int]) -> None:
+    from freeze_proxy.local import Failure
+
+    try:
+        code = work()
+    except Failure as failure:
+        click.echo(f"freeze-proxy: {failure}", err=True)
+        code = failure.code
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="freeze-proxy")
+def main() -> None:
+    """Keep servers warm without letting them burn CPU between requests."""
+
+
+@main.command(context_settings={"ignore_unknown_options": False})
+@_common
+@click.option("--port", type=click.IntRange(1, 65535), help="Where the server will listen; by default a free port.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(command: Sequence[str], port: int | None, **given: Any) -> None:
+    """Start COMMAND, a server that listens on $PORT, and freeze it while no request is in flight.
+
+    Exit codes: COMMAND's own (128 + n for signal n) · 2 wrong usage · 124 it was not ready in time · 125 freeze-proxy
+    could not do its work, and a sentence says why · 126 COMMAND cannot be run · 127 there is no such command.
+    """
+    from freeze_proxy import local
+
+    _exit_with(lambda: local.run(_options(given), command, port))
+
+
+@main.command()
+@_common
+@click.option("--pid", type=click.IntRange(2), help="The server's process.")
+@click.option("--cgroup", "path", type=click.Path(file_okay=False), help="The server's cgroup.")
+@click.option("--target", type=_ADDRESS, required=True, help="Where the server listens.")
+def attach(pid: int | None, path: str | None, target: tuple[str, int], **given: Any) -> None:
+    """Freeze a server that already runs while no request is in flight. On leaving, it is thawed and left as found.
+
+    Exit codes: 0 after a signal, or when the server has ended · 2 wrong usage · 124 it was not ready in time ·
+    125 freeze-proxy could not do its work, and a sentence says why.
+    """
+    from freeze_proxy import local
+
+    if (pid is None) == (path is None):
+        raise click.UsageError("Say which server it is with either --pid PID or --cgroup PATH.")
+    _exit_with(lambda: local.attach(_options(given), pid, path, target))

@@ -1,0 +1,42 @@
+"""Freezers carry out freeze and thaw on one kind of target. One file a kind, one small interface."""
+
+
+class FreezeError(Exception):
+    """A freezer cannot do its work; the text is a sentence for the user."""
+
+
+class Freezer:
+    """Freezes and thaws one target. All methods but ``close`` raise ``FreezeError``.
+
+    ``kind`` names the way (``cgroup2``, …), ``where`` what is frozen, both for people to read.
+    """
+
+    kind = ""
+    where = ""
+
+    def freeze(self) -> bool:
+        """Begin to freeze; returns whether the target stands still already."""
+        raise NotImplementedError
+
+    def still(self) -> bool:
+        """Whether all of the target stands still now, whoever stopped it."""
+        raise NotImplementedError
+
+    def frozen(self) -> bool:
+        """After ``freeze``: like ``still``, and pushes on what is slow to."""
+        return self.still()
+
+    def thaw(self) -> None:
+        """Let the target run, as it did before. It is runnable when this returns. Idempotent."""
+        raise NotImplementedError
+
+    def cpu_seconds(self) -> float:
+        """CPU time that the target has used so far, in seconds."""
+        raise NotImplementedError
+
+    def rescue(self) -> None:
+        """Thaw, whoever froze it: for a process that takes over and does not know what was done."""
+        self.thaw()
+
+    def close(self) -> None:
+        """Give back what is held; changes nothing about the target."""

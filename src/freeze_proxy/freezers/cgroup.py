@@ -1,0 +1,279 @@
+"""Freezing a cgroup by its own files: ``cgroup.freeze`` on cgroup v2, ``freezer.state`` on v1; throttling by CPU quota.
+
+The files are opened once and stay open: a transition is one write and one read. Sources: the kernel's "Control Group
+v2" (cgroup.freeze, cgroup.events, cgroup.kill, cpu.max) and "Cgroup Freezer" (v1) documents.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import time
+
+from freeze_proxy.freezers import FreezeError, Freezer, processes
+
+THROTTLED = (1000, 100_000)
+"""CPU quota and period of a throttled target, in microseconds: a hundredth of one core, the least that v1 allows."""
+
+
+class _Files:
+    """Control files of one cgroup, open."""
+
+    def __init__(self, path: str, *names: str) -> None:
+        self.path = path
+        self._fds: dict[str, int] = {}
+        try:
+            for name in names:
+                writable = os.access(os.path.join(path, name), os.W_OK)
+                self._fds[name] = os.open(
+                    os.path.join(path, name), (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+                )
+        except OSError as error:
+            self.close()
+            raise FreezeError(f"{error.filename} cannot be opened: {error.strerror}.") from error
+
+    def read(self, name: str) -> bytes:
+        try:
+            return os.pread(self._fds[name], 4096, 0)
+        except OSError as error:
+            raise self._failure(name, error) from error
+
+    def write(self, name: str, value: bytes) -> None:
+        try:
+            os.pwrite(self._fds[name], value, 0)
+        except OSError as error:
+            raise self._failure(name, error) from error
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    def _failure(self, name: str, error: OSError) -> FreezeError:
+        if error.errno == errno.ENODEV:
+            return FreezeError(f"The cgroup {self.path} is gone.")
+        return FreezeError(f"{os.path.join(self.path, name)}: {error.strerror}.")
+
+
+class Cgroup2Freezer(Freezer):
+    """Freezes a cgroup of the v2 hierarchy, with all below it."""
+
+    kind = "cgroup2"
+
+    def __init__(self, path: str) -> None:
+        self.where = path
+        self._files = _Files(path, "cgroup.freeze", "cgroup.events", "cpu.stat")
+
+    def freeze(self) -> bool:
+        """Asynchronous: the kernel says in ``cgroup.events`` when the last task stands still."""
+        self._files.write("cgroup.freeze", b"1")
+        return self.still()
+
+    def still(self) -> bool:
+        """``frozen 1`` in ``cgroup.events``."""
+        return b"frozen 1" in self._files.read("cgroup.events")
+
+    def thaw(self) -> None:
+        """The tasks are runnable when the write returns."""
+        self._files.write("cgroup.freeze", b"0")
+
+    def cpu_seconds(self) -> float:
+        """``usage_usec`` of ``cpu.stat``, which is there without the cpu controller."""
+        return int(self._files.read("cpu.stat").split(None, 2)[1]) / 1e6
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._files.close()
+
+
+class Cgroup1Freezer(Freezer):
+    """Freezes a cgroup of the v1 freezer hierarchy, with all below it."""
+
+    kind = "cgroup1"
+
+    def __init__(self, path: str) -> None:
+        self.where = path
+        self._files = _Files(path, "freezer.state")
+
+    def freeze(self) -> bool:
+        """It may stay FREEZING while tasks fork or sleep uninterruptibly."""
+        self._files.write("freezer.state", b"FROZEN")
+        return self.still()
+
+    def still(self) -> bool:
+        """Reading the state brings it up to date."""
+        return self._files.read("freezer.state") == b"FROZEN\n"
+
+    def frozen(self) -> bool:
+        """While it is FREEZING, the write is repeated."""
+        if self.still():
+            return True
+        self._files.write("freezer.state", b"FROZEN")
+        return self.still()
+
+    def thaw(self) -> None:
+        """The tasks are runnable when the write returns."""
+        self._files.write("freezer.state", b"THAWED")
+
+    def cpu_seconds(self) -> float:
+        """Summed over its processes: the freezer hierarchy counts none."""
+        return sum(processes.cpu_seconds(pid) for pid in members(self.where))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._files.close()
+
+
+class ThrottleFreezer(Freezer):
+    """Instead of stopping it, leaves the target a hundredth of a core; puts the old quota back at the thaw."""
+
+    kind = "throttle"
+
+    def __init__(self, path: str) -> None:
+        self.where = path
+        self._v2 = os.path.exists(os.path.join(path, "cpu.max"))
+        if self._v2:
+            self._quota, least = "cpu.max", f"{THROTTLED[0]} {THROTTLED[1]}"
+            self._files = _Files(path, self._quota, "cpu.stat")
+        else:
+            self._quota, least = "cpu.cfs_quota_us", str(THROTTLED[0])
+            self._files = _Files(path, self._quota)
+        self._least = least.encode()
+        self._before = self._files.read(self._quota).strip()
+
+    def freeze(self) -> bool:
+        """Takes effect in the current period already."""
+        self._files.write(self._quota, self._least)
+        return True
+
+    def still(self) -> bool:
+        """Whether the quota is down; it holds at once."""
+        return self._files.read(self._quota).strip() == self._least
+
+    def thaw(self) -> None:
+        """The kernel lets waiting tasks run as soon as the quota is raised."""
+        self._files.write(self._quota, self._before)
+
+    def cpu_seconds(self) -> float:
+        """From ``cpu.stat`` on v2, summed over the processes on v1."""
+        if self._v2:
+            return int(self._files.read("cpu.stat").split(None, 2)[1]) / 1e6
+        return sum(processes.cpu_seconds(pid) for pid in members(self.where))
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._files.close()
+
+
+# Where the hierarchies are, and where a process is in them.
+
+
+def mounts() -> dict[str, tuple[str, str]]:
+    """Mount point and mounted root of the hierarchies in this mount namespace, by ``cgroup2`` or v1 controller.
+
+    From /proc/self/mountinfo (proc(5)).
+    """
+    found: dict[str, tuple[str, str]] = {}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            fields, (kind, _source, options) = left.split(), right.split(None, 2)
+            root, point = (field.encode().decode("unicode_escape") if "\\" in field else field for field in fields[3:5])
+            if kind == "cgroup2":
+                found.setdefault("cgroup2", (point, root))
+            elif kind == "cgroup":
+                for controller in options.strip().split(","):
+                    found.setdefault(controller, (point, root))
+    return found
+
+
+def place(hierarchy: str, pid: int | str = "self") -> str | None:
+    """The directory of the cgroup that a process is in; ``None`` without that hierarchy, or where it is out of sight.
+
+    ``hierarchy`` is ``cgroup2`` or a v1 controller. Raises ``FreezeError`` where there is no such process.
+    """
+    mount = mounts().get(hierarchy)
+    if mount is None:
+        return None
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        raise FreezeError(f"There is no process {pid}.") from None
+    for line in lines:
+        _number, controllers, path = line.split(":", 2)
+        if controllers == ("" if hierarchy == "cgroup2" else hierarchy) or hierarchy in controllers.split(","):
+            point, root = mount
+            if root != "/":
+                if not (path + "/").startswith(root + "/"):
+                    return None
+                path = path[len(root) :]
+            if path.startswith("/.."):
+                return None  # outside of this cgroup namespace
+            return os.path.normpath(point + "/" + path)
+    return None
+
+
+# Cgroups as such.
+
+
+def create(hierarchy: str, name: str) -> str:
+    """A new cgroup below the one that this process is in. Raises ``FreezeError``."""
+    parent = place(hierarchy)
+    if parent is None:
+        raise FreezeError(f"There is no {_SPOKEN.get(hierarchy, hierarchy)} hierarchy on this machine.")
+    path = os.path.join(parent, name)
+    try:
+        os.mkdir(path)
+    except OSError as error:
+        hint = ""
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            hint = "; run as root, or in a delegated cgroup (systemd-run --user --scope -p Delegate=yes …)"
+        raise FreezeError(f"No cgroup can be made in {parent}: {error.strerror}{hint}.") from error
+    if not os.access(os.path.join(path, "cgroup.procs"), os.W_OK):
+        os.rmdir(path)
+        raise FreezeError(f"Processes cannot be moved to cgroups in {parent}; it is not delegated to this user.")
+    return path
+
+
+_SPOKEN = {"cgroup2": "cgroup v2", "freezer": "cgroup v1 freezer", "cpu": "cgroup v1 cpu"}
+
+
+def subtree(path: str) -> list[str]:
+    """A cgroup and all below it, the lowest first."""
+    return [directory for directory, _, _ in os.walk(path, topdown=False)]
+
+
+def members(path: str) -> list[int]:
+    """PIDs of all processes in a cgroup and below it."""
+    pids: list[int] = []
+    for directory in subtree(path):
+        with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+            pids += [int(pid) for pid in file.read().split()]
+    return pids
+
+
+def kill(path: str) -> None:
+    """SIGKILL to every process in a cgroup and below it; on v1 it takes effect when they are thawed."""
+    with contextlib.suppress(OSError), open(os.path.join(path, "cgroup.kill"), "w", encoding="ascii") as file:
+        file.write("1")
+        return
+    for pid in members(path):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def remove(path: str, patience: float = 1.0) -> bool:
+    """Remove a cgroup and all below it, once the last of its processes has gone; returns whether it is gone."""
+    deadline = time.monotonic() + patience
+    while os.path.isdir(path):
+        try:
+            for directory in subtree(path):
+                os.rmdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)  # its processes are dying; there is no event for the last step of that on v1
+    return True

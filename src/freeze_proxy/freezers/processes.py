@@ -1,0 +1,111 @@
+"""What /proc knows of processes: who descends from whom, who stands still, how much CPU they used (proc(5))."""
+
+import os
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PARENT, _CPU, _START = 1, slice(11, 15), 19
+
+
+def stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the state on; ``None`` where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def name(pid: int) -> str:
+    """The command's name, or ``?``."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"
+
+
+def started(pid: int) -> int | None:
+    """When it started, in clock ticks since boot: with the PID, its identity."""
+    fields = stat(pid)
+    return int(fields[_START]) if fields else None
+
+
+def everyone() -> list[int]:
+    """All PIDs."""
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def descendants(root: int) -> list[int]:
+    """PIDs of all that descend from ``root``, parents before children, without ``root``."""
+    try:
+        found = [root]
+        for pid in found:
+            found += _children(pid)
+        return found[1:]
+    except FileNotFoundError:
+        return _descendants_by_parent(root)
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return children
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                children += [int(child) for child in file.read().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            if os.path.exists(f"/proc/{pid}/task/{thread}"):
+                raise FileNotFoundError("this kernel does not list children (CONFIG_PROC_CHILDREN)") from None
+    return children
+
+
+def _descendants_by_parent(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for pid in everyone():
+        fields = stat(pid)
+        if fields:
+            children.setdefault(int(fields[_PARENT]), []).append(pid)
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found[1:]
+
+
+def stands_still(pid: int) -> bool:
+    """Whether every thread of it is stopped, traced, dead or gone."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    for thread in threads:
+        fields = stat_of_thread(pid, thread)
+        if fields and fields[0] not in "TtZX":
+            return False
+    return True
+
+
+def stat_of_thread(pid: int, thread: str) -> list[str] | None:
+    """Like ``stat``, of one thread."""
+    try:
+        with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def cpu_seconds(pid: int, own: bool = True) -> float:
+    """CPU time of a process and of the children it has waited for; with ``own=False`` of those children only."""
+    fields = stat(pid)
+    if not fields:
+        return 0.0
+    used = [int(ticks) for ticks in fields[_CPU]]
+    return sum(used if own else used[2:]) / _TICKS
+
+
+def parent(pid: int) -> int | None:
+    """Its parent's PID."""
+    fields = stat(pid)
+    return int(fields[_PARENT]) if fields else None

@@ -1,0 +1,139 @@
+"""What is going to be frozen, and in which way: for a COMMAND to be started, a process or a cgroup that is there."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+from freeze_proxy.freezers import FreezeError, Freezer, cgroup, processes
+from freeze_proxy.freezers.process import ProcessFreezer
+from freeze_proxy.local.guard import Plan
+from freeze_proxy.local.options import Failure
+
+
+class GroupPlan(Plan):
+    """A cgroup that was made for COMMAND."""
+
+    def __init__(self, path: str, freezer: Callable[[str], Freezer]) -> None:
+        self._path = path
+        self._freezer = freezer
+
+    def freezer(self, guard: int) -> Freezer:
+        """The freezer of the cgroup."""
+        return self._freezer(self._path)
+
+    def join(self) -> None:
+        """Moves this process into it."""
+        with open(os.path.join(self._path, "cgroup.procs"), "w", encoding="ascii") as file:
+            file.write("0")
+
+    def kill(self) -> None:
+        """Kills all in it."""
+        cgroup.kill(self._path)
+
+    def clear(self) -> None:
+        """Removes it."""
+        cgroup.remove(self._path)
+
+
+class TreePlan(Plan):
+    """COMMAND's process tree, found through the guard."""
+
+    def freezer(self, guard: int) -> Freezer:
+        """All below the guard."""
+        return ProcessFreezer(guard, spare_root=True)
+
+
+class FoundPlan(Plan):
+    """A target that was there before: it is only ever thawed."""
+
+    def __init__(self, freezer: Callable[[], Freezer]) -> None:
+        self._freezer = freezer
+
+    def freezer(self, guard: int) -> Freezer:
+        """The freezer for it."""
+        return self._freezer()
+
+
+def plan_for_command(wanted: str, throttle: bool) -> tuple[Plan, str]:
+    """How COMMAND is going to be frozen, and why not in a better way (or nothing). Raises ``Failure``."""
+    name = f"freeze-proxy-{os.getpid()}"
+    kinds = {"auto": ("cgroup2", "cgroup1")}.get(wanted, (wanted,))
+    reasons = []
+    for kind in kinds:
+        try:
+            if kind == "process" and throttle:
+                raise FreezeError("A process tree cannot be throttled, only a cgroup can.")
+            if kind == "process":
+                return TreePlan(), ""
+            if throttle:
+                return _throttle_plan(kind, name), ""
+            if kind == "cgroup2":
+                return GroupPlan(cgroup.create("cgroup2", name), cgroup.Cgroup2Freezer), ""
+            return GroupPlan(cgroup.create("freezer", name), cgroup.Cgroup1Freezer), ""
+        except FreezeError as error:
+            reasons.append(str(error))
+    if wanted == "auto" and not throttle:
+        return TreePlan(), reasons[0]
+    raise Failure(" ".join(dict.fromkeys(reasons)))
+
+
+def _throttle_plan(kind: str, name: str) -> Plan:
+    if kind == "cgroup1":
+        return GroupPlan(cgroup.create("cpu", name), cgroup.ThrottleFreezer)
+    path = cgroup.create("cgroup2", name)
+    if os.path.exists(os.path.join(path, "cpu.max")):
+        return GroupPlan(path, cgroup.ThrottleFreezer)
+    os.rmdir(path)
+    raise FreezeError(f"The cpu controller is not enabled for cgroups in {os.path.dirname(path)}.")
+
+
+def plan_for_cgroup(path: str, throttle: bool) -> Plan:
+    """How the cgroup at this path is frozen. Raises ``Failure``."""
+    path = os.path.abspath(path)
+    if not os.path.exists(os.path.join(path, "cgroup.procs")):
+        raise Failure(f"{path} is not a cgroup: there is no cgroup.procs in it.")
+    if os.getpid() in cgroup.members(path):
+        raise Failure(f"freeze-proxy itself runs in {path} and would freeze with it; start it from another cgroup.")
+    kinds: list[tuple[str, Callable[[str], Freezer]]] = [
+        ("cgroup.freeze", cgroup.Cgroup2Freezer),
+        ("freezer.state", cgroup.Cgroup1Freezer),
+    ]
+    if throttle:
+        kinds = [("cpu.max", cgroup.ThrottleFreezer), ("cpu.cfs_quota_us", cgroup.ThrottleFreezer)]
+    for file, freezer in kinds:
+        if os.path.exists(os.path.join(path, file)):
+            if not os.access(os.path.join(path, file), os.W_OK):
+                raise Failure(f"{os.path.join(path, file)} cannot be written by this user; run freeze-proxy as root.")
+            return FoundPlan(partial(freezer, path))
+    names = " nor ".join(file for file, _ in kinds)
+    raise Failure(f"{path} has neither {names}: the root of a hierarchy, or one without that controller.")
+
+
+def plan_for_process(pid: int, wanted: str, throttle: bool) -> Plan:
+    """How a running process is frozen: by its cgroup if that is its own, else by SIGSTOP. Raises ``Failure``."""
+    tree = {pid, *processes.descendants(pid)}
+    if processes.started(pid) is None:
+        raise Failure(f"There is no process {pid}.")
+    if os.getpid() in tree:
+        raise Failure(f"freeze-proxy itself descends from process {pid} and would be stopped with it.")
+    reasons = []
+    for kind in {"auto": ("cgroup2", "cgroup1"), "process": ()}.get(wanted, (wanted,)):
+        hierarchy = "cgroup2" if kind == "cgroup2" else "cpu" if throttle else "freezer"
+        path = cgroup.place(hierarchy, pid)
+        if path is None:
+            reasons.append(f"This machine has no {kind} hierarchy for it.")
+            continue
+        others = [other for other in cgroup.members(path) if other not in tree]
+        if others:
+            reasons.append(
+                f"Its cgroup {path} also holds other processes ({processes.name(others[0])}, PID {others[0]}, "
+                f"and {len(others) - 1} more)."
+            )
+            continue
+        try:
+            return plan_for_cgroup(path, throttle)
+        except Failure as failure:
+            reasons.append(str(failure))
+    if throttle or wanted not in ("auto", "process"):
+        raise Failure(" ".join(dict.fromkeys(reasons)) or "A process tree cannot be throttled, only a cgroup can.")
+    return FoundPlan(lambda: ProcessFreezer(pid))

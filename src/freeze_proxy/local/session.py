@@ -1,0 +1,310 @@
+"""One server being kept: relay, gate, freezer and guard in one process."""
+
+import _socket
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from freeze_proxy.freezers import FreezeError
+from freeze_proxy.gate import FROZEN, Gate
+from freeze_proxy.keeper import Keeper, Witness
+from freeze_proxy.local.driver import DryFreezer, LocalDriver
+from freeze_proxy.local.guard import Command, Guard, Plan
+from freeze_proxy.local.ledger import Ledger
+from freeze_proxy.local.options import CANNOT_WORK, NEVER_LISTENED, Failure, Options
+from freeze_proxy.local.status import Reporter, table
+from freeze_proxy.loop import READ, Loop, Timer
+from freeze_proxy.readiness import Readiness
+from freeze_proxy.relay import Address, Relay, listen
+from freeze_proxy.settings import written
+
+_STATUS_PERIOD = 0.2
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_LAST = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_DRAIN = 2.0
+"""Seconds that clients have to fetch what the server said before it ended."""
+
+
+class DryRelay(Relay):
+    """Leaves idle connections alone: nothing is going to stand still."""
+
+    __slots__ = ()
+
+    def before_freeze(self) -> None:
+        """Does nothing."""
+
+
+class Both(Witness):
+    """Passes on what happens to the ledger and to the reporter."""
+
+    __slots__ = ("_ledger", "_reporter")
+
+    def __init__(self, ledger: Ledger, reporter: Reporter) -> None:
+        self._ledger = ledger
+        self._reporter = reporter
+
+    def frozen(self, at: float, took: float) -> None:
+        """To both."""
+        self._ledger.frozen(at, took)
+        self._reporter.frozen(at, took)
+
+    def thawed(self, at: float, waited: float | None) -> None:
+        """To both."""
+        self._ledger.thawed(at, waited)
+        self._reporter.thawed(at, waited)
+
+    def failed(self, what: str, reason: str) -> None:
+        """To both."""
+        self._ledger.failed(what, reason)
+        self._reporter.failed(what, reason)
+
+    def refused(self, exchanges: int) -> None:
+        """To both."""
+        self._ledger.refused(exchanges)
+        self._reporter.refused(exchanges)
+
+
+def open_listener(address: Address) -> _socket.socket:
+    """Listens. Raises ``Failure`` with what to do about it."""
+    try:
+        return listen(address)
+    except OSError as error:
+        where = written(address)
+        if error.errno == errno.EADDRINUSE:
+            sentence = f"{where} is in use already: choose another address with --listen, or end what listens there."
+        elif error.errno == errno.EADDRNOTAVAIL:
+            sentence = f"{where} cannot be listened on: {address[0]} is not an address of this machine."
+        elif error.errno == errno.EACCES:
+            sentence = f"{where} cannot be listened on by this user: ports below 1024 are for root."
+        else:
+            sentence = f"{where} cannot be listened on: {error.strerror}."
+        raise Failure(sentence) from error
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Session:
+    """One server being kept, from the first try to reach it to the last thaw."""
+
+    def __init__(self, options: Options, listener: _socket.socket, plan: Plan, command: Command | None) -> None:
+        self._options = options
+        self._listener = listener
+        self._plan = plan
+        self._guard = Guard(plan, command)
+        try:
+            freezer = plan.freezer(self._guard.pid)
+        except FreezeError as error:
+            self._guard.end()
+            raise Failure(str(error)) from error
+        self._real_freezer = freezer
+        settings = options.settings
+        self._dry = settings.mode in ("dry-run", "off")
+        self._freezer = DryFreezer(freezer) if self._dry else freezer
+        self._loop = Loop()
+        self._ledger = Ledger(self._freezer, self._loop.now)
+        witness = Both(self._ledger, options.reporter)
+        self._keeper = Keeper(self._loop, Gate(settings), LocalDriver(self._loop, self._freezer), witness)
+        self._relay: Relay | None = None
+        self._readiness: Readiness | None = None
+        self._timeout: Timer | None = None
+        self._failure: Failure | None = None
+        self._code = 0
+        self._ending = False
+        self._command = command
+        self._pid: int | None = None
+
+    def keep(self, targets: list[Address], about: str) -> int:
+        """Wait for the server at one of these addresses, keep it until it ends, and return the exit code.
+
+        ``about`` is what to tell of the freezer besides. Raises ``Failure``.
+        """
+        wakeup = self._watch_signals()
+        try:
+            self._loop.watch(self._guard.fileno(), READ, self._on_guard)
+            self._targets, self._about = targets, about
+            path, timeout = self._options.ready_path, self._options.start_timeout
+            self._readiness = Readiness(self._loop, targets, path, self._on_ready)
+            self._timeout = self._loop.at(self._loop.now + timeout, self._on_timeout)
+            self._loop.run()
+        finally:
+            signal.set_wakeup_fd(-1)
+            self._finish()
+            wakeup.close()
+        if self._failure is not None:
+            raise self._failure
+        return self._code
+
+    # Events.
+
+    def _on_ready(self, target: Address) -> None:
+        """The server answers: from now on it is served, and may be frozen."""
+        assert self._timeout is not None
+        self._timeout.cancel()
+        self._readiness = None
+        options = self._options
+        self._relay = (DryRelay if self._dry else Relay)(self._loop, self._keeper, self._listener, target)
+        self._relay.start(options.settings.idle_stream)
+        self._ledger.start(self._loop.now)
+        self._keeper.ready()
+        mode, grace = options.settings.mode, options.settings.grace
+        what = {
+            "freeze": f"freezing {self._freezer.where} ({self._freezer.kind})",
+            "throttle": f"throttling {self._freezer.where}",
+            "dry-run": f"dry run: nothing is frozen, though {self._freezer.where} would be",
+            "off": "freezing nothing",
+        }[mode]
+        sentence = f"http://{written(options.listen)} → {written(target)}, {what}"
+        if mode != "off":
+            sentence += f" after {grace * 1e3:g} ms without a request"
+        sentence += f". {self._about}" if self._about else "."
+        facts = {
+            "listen": written(options.listen),
+            "target": written(target),
+            "pid": self._pid,
+            "freezer": self._freezer.kind,
+            "where": self._freezer.where,
+            "grace_ms": round(grace * 1e3, 3),
+            "mode": mode,
+            "guard": self._guard.pid,
+        }
+        options.reporter.start(sentence, facts)
+        self._status()
+
+    def _on_guard(self, _events: int) -> None:
+        for word, *rest in self._guard.hear():
+            if word == "started":
+                self._pid = int(rest[0])
+            elif word == "unstartable":
+                self._fail(Failure(rest[1], int(rest[0])))
+            elif word == "ended":
+                self._on_ended(int(rest[0]))
+        if self._guard.gone:
+            self._loop.forget(self._guard.fileno())
+            self._fail(Failure("The guard process was ended by somebody; the server is not kept without it."))
+
+    def _on_ended(self, code: int) -> None:
+        """COMMAND has ended."""
+        self._code = code
+        if self._relay is None:
+            if not self._ending:
+                how = f"with exit code {code}" if code <= 128 else f"by signal {code - 128}"
+                sentence = f"The server ended {how} before it could be reached at {self._where_expected()}."
+                self._fail(Failure(sentence, code or CANNOT_WORK))
+            self._loop.stop()
+            return
+        self._keeper.disarm()
+        self._relay.stop_accepting()
+        self._drain(self._loop.now + _DRAIN)
+
+    def _drain(self, deadline: float) -> None:
+        """Stop when clients have fetched what is on its way to them."""
+        assert self._relay is not None
+        if self._relay.drained() or self._loop.now >= deadline:
+            self._loop.stop()
+        else:
+            self._loop.at(self._loop.now + 0.01, lambda: self._drain(deadline))
+
+    def _on_timeout(self) -> None:
+        assert self._readiness is not None
+        seconds, why = self._options.start_timeout, self._readiness.last
+        sentence = f"The server at {self._where_expected()} was not ready within {seconds:g} s: {why}."
+        self._fail(Failure(sentence, NEVER_LISTENED))
+
+    def _where_expected(self) -> str:
+        return " or ".join(written(target) for target in self._targets)
+
+    def _fail(self, failure: Failure) -> None:
+        self._failure = self._failure or failure
+        self._loop.stop()
+
+    def _status(self) -> None:
+        gate, now = self._keeper.gate, self._loop.now
+        awake = gate.state != FROZEN
+        self._options.reporter.status(awake, gate.in_flight, self._keeper.requests, self._ledger.share_frozen(now))
+        self._loop.at(now + _STATUS_PERIOD, self._status)
+
+    # Signals.
+
+    def _watch_signals(self) -> socket.socket:
+        """Turn signals into reads of the loop."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        for number in (*_PASSED_ON, signal.SIGTSTP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
+
+        def read(_events: int) -> None:
+            for number in ours.recv(256):
+                self._on_signal(number)
+
+        self._loop.watch(ours.fileno(), READ, read)
+        self._wakeup_writer = theirs
+        return ours
+
+    def _on_signal(self, number: int) -> None:
+        """Thaw first; then it is COMMAND's, or, where the server is not ours, for ourselves."""
+        if number == signal.SIGTSTP:
+            self._awake_for(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+        elif self._command is not None:
+            if number in _LAST:
+                self._ending = True
+                self._keeper.disarm()
+            self._awake_for(lambda: self._guard.signal(number))
+        elif number in (*_LAST, signal.SIGHUP):
+            self._leave()
+
+    def _awake_for(self, act: Callable[[], None]) -> None:
+        self._keeper.held()
+        act()
+        self._keeper.ended()
+
+    def _leave(self) -> None:
+        """Leave a server that was there before: thawed, and when the exchanges in flight have ended. Twice: at once."""
+        self._keeper.disarm()
+        if self._relay is None or self._ending:
+            self._loop.stop()
+            return
+        self._ending = True
+        self._relay.stop_accepting()
+        self._drain(float("inf"))
+
+    # The end.
+
+    def _finish(self) -> None:
+        """Thaw, end what we started, and give the numbers."""
+        with contextlib.suppress(FreezeError):
+            self._real_freezer.rescue()
+        now = self._loop.now
+        report = self._ledger.report(now, self._keeper.requests)
+        self._guard.end()
+        if self._guard.gone and self._command is not None:
+            self._plan.kill()
+            self._plan.clear()
+        self._real_freezer.close()
+        self._loop.close()
+        report |= {"freezer": self._freezer.kind, "where": self._freezer.where, "exit_code": self._code}
+        options = self._options
+        served = self._relay is not None
+        if served:
+            options.reporter.end(report)
+            if options.print_table:
+                sys.stderr.write(table(report))
+        if served and options.report is not None:
+            try:
+                with open(options.report, "w", encoding="utf-8") as file:
+                    json.dump(report, file, indent=2)
+                    file.write("\n")
+            except OSError as error:
+                self._failure = Failure(f"The report {options.report} cannot be written: {error.strerror}.")
