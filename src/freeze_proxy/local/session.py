@@ -163,12 +163,13 @@ class Session:
             "dry-run": f"dry run: nothing is frozen, though {self._freezer.where} would be",
             "off": "freezing nothing",
         }[mode]
-        sentence = f"http://{written(options.listen)} → {written(target)}, {what}"
+        listening = written(self._listener.getsockname()[:2])  # the port, too, where any was asked for (0)
+        sentence = f"http://{listening} → {written(target)}, {what}"
         if mode != "off":
             sentence += f" after {grace * 1e3:g} ms without a request"
         sentence += f". {self._about}" if self._about else "."
         facts = {
-            "listen": written(options.listen),
+            "listen": listening,
             "target": written(target),
             "pid": self._pid,
             "freezer": self._freezer.kind,
