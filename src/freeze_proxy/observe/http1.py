@@ -38,7 +38,7 @@ _PLAIN, _HEAD_REQUEST, _CONNECT = range(3)
 
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _HEX = b"0123456789abcdefABCDEF"
-_H, _C = b"HC"
+_H, _C, _SPACE = b"HC "
 _BODILESS = (b"204", b"304")
 
 
@@ -108,6 +108,23 @@ def response_framing(head: bytes) -> int:
             return AMBIGUOUS if codings.count(b"chunked") > 1 else CHUNKED
         return UNTIL_CLOSE if b"chunked" not in codings else AMBIGUOUS
     return _one_length(lengths) if lengths else UNTIL_CLOSE
+
+
+def says_last(head: bytes, old: bool) -> bool:
+    """Whether a head in lower case, of HTTP/1.0 if ``old``, says that the connection ends after this exchange.
+
+    RFC 9112 §9.3.
+    """
+    kept = False
+    at = head.find(b"\r\nconnection:")
+    while at >= 0:
+        end = head.find(b"\r\n", at + 13)
+        value = head[at + 13 :] if end < 0 else head[at + 13 : end]
+        if value.find(b"close") >= 0:
+            return True
+        kept = kept or value.find(b"keep-alive") >= 0
+        at = head.find(b"\r\nconnection:", at + 13)
+    return old and not kept
 
 
 class _Direction:
@@ -220,7 +237,7 @@ def _head(text: bytes | bytearray) -> bytes:
 class Http1:
     """Observes one HTTP/1.x connection; ``in_flight`` is the number of exchanges that it has told of and not ended."""
 
-    __slots__ = ("_asleep", "_early", "_request", "_response", "_silent", "_tally", "_waiting", "in_flight")
+    __slots__ = ("_asleep", "_early", "_request", "_response", "_silent", "_tally", "_waiting", "in_flight", "last")
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
@@ -231,6 +248,7 @@ class Http1:
         self._silent = 0
         self._asleep = 0
         self.in_flight = 0
+        self.last = False  # either side has said that the connection ends after the exchange it was speaking of
 
     @property
     def reusable(self) -> bool:
@@ -266,12 +284,15 @@ class Http1:
             and data[0] != _C
             and data[-4:-3] == b"\r"
             and data.find(b"\n\n") < 0
+            and len(data) <= HEAD_LIMIT
         ):
             head = data.lower()
             if head.find(b"content-length") < 0 and head.find(b"transfer-encoding") < 0:
                 self._waiting.append(_PLAIN)
                 self.in_flight += 1
                 self._tally.began()
+                if head.find(b"\r\nconnection:") >= 0 or head.find(b" http/1.0\r\n") >= 0:
+                    self.last = says_last(head, head.find(b" http/1.0\r\n") >= 0)
                 return
         self._wake()
         try:
@@ -364,7 +385,9 @@ class Http1:
                 self._waiting[-1] = _HEAD_REQUEST
             elif head.startswith(b"CONNECT "):
                 self._waiting[-1] = _CONNECT
-        self._request.expect(request_framing(head.lower()))
+        head = head.lower()
+        self.last = self.last or says_last(head, head.partition(b"\r\n")[0].endswith(b" http/1.0"))
+        self._request.expect(request_framing(head))
 
     def _responses(self, data: bytes | bytearray, size: int) -> None:
         response = self._response
@@ -394,6 +417,8 @@ class Http1:
         status = head[9:12]
         if not head.startswith(b"HTTP/1.") or not status.isdigit() or len(status) < 3:
             raise Unclear
+        if head[8] != _SPACE or b" \r".find(head[12:13]) < 0:
+            raise Unclear
         about = self._waiting[0]
         if status[:1] == b"1":
             if status == b"101":
@@ -402,10 +427,13 @@ class Http1:
             return True
         if about == _CONNECT and status[:1] == b"2":
             raise Unclear  # a tunnel
+        head = head.lower()
+        if head.find(b"\r\nconnection:") >= 0 or head.startswith(b"http/1.0"):
+            self.last = self.last or says_last(head, head.startswith(b"http/1.0"))
         if about == _HEAD_REQUEST or status in _BODILESS:
             self._response.state = _START
         else:
-            self._response.expect(response_framing(head.lower()))
+            self._response.expect(response_framing(head))
         return False
 
     def _end(self) -> None:
