@@ -1,0 +1,68 @@
+# Every command sets up what it needs: a virtual environment in .venv, and for the tests and the benchmark some system
+# packages. The stamps in .venv remember what has been done.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet
+# What the commands get on top, as in: make test ARGS="-k gate"
+ARGS :=
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo picture test check format bench setup system clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.stamp-run ## See a server fall silent between its requests
+	@$(PYTHON) -m scripts.demo $(ARGS)
+
+test: $(VENV)/.stamp-dev system ## Run every test
+	$(PYTHON) -m pytest $(ARGS)
+
+check: $(VENV)/.stamp-dev ## Check format, lint, types and the floors of the house
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	@if grep -q '^\[tool.importlinter\]' pyproject.toml; then echo $(VENV)/bin/lint-imports; $(VENV)/bin/lint-imports; fi
+
+format: $(VENV)/.stamp-dev ## Format, and repair what lint can repair
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/ruff check --fix
+
+bench: $(VENV)/.stamp-dev system ## Measure against nginx, HAProxy and a Go proxy
+	$(PYTHON) -m bench $(ARGS)
+
+picture: $(VENV)/.stamp-picture ## Run the demo, draw its picture, write its table into the README
+	$(PYTHON) -m scripts.demo --save docs/images/demo.json
+	$(PYTHON) -m scripts.picture
+
+setup: $(VENV)/.stamp-dev system ## Set up all that the other commands need
+
+clean: ## Remove what all this has made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.stamp-venv: scripts/setup-venv
+	@echo "Making a virtual environment in $(VENV)."
+	@scripts/setup-venv $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-run: $(VENV)/.stamp-venv pyproject.toml
+	@echo "Installing freeze-proxy into $(VENV)."
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.stamp-picture: $(VENV)/.stamp-venv pyproject.toml
+	@echo "Installing freeze-proxy and matplotlib into $(VENV)."
+	@$(PIP) install --editable '.[demo]'
+	@touch $@ $(VENV)/.stamp-run
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml
+	@echo "Installing freeze-proxy and all that its tests need into $(VENV)."
+	@$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.stamp-run $(VENV)/.stamp-picture
+
+# Tests that miss a program say so themselves, so what cannot be installed here is no reason to stop.
+system:
+	@scripts/setup-system || true
