@@ -14,8 +14,10 @@ from freeze_proxy.keeper import Gated, Keeper
 from freeze_proxy.loop import READ, WRITE, Loop
 from freeze_proxy.observe import Http1, Http2, Observer, pick
 
-REQUEST_READ = 64 * 1024
-RESPONSE_READ = 256 * 1024
+REQUEST_READ = SMALL_READ = 64 * 1024
+BULK_READ = 256 * 1024
+BULK = 16 * 1024
+"""Bytes in a read from the server above which the next may fill the large buffer that all connections share."""
 LINGER = 5.0
 """Seconds that a client has to close its side after the server has closed: enough to fetch the last response."""
 ACCEPT_PAUSE = 0.1
@@ -75,7 +77,7 @@ class Relay(Gated):
         self.gate = keeper.gate
         self.listener = listener
         self.target = target
-        self.buffer = bytearray(RESPONSE_READ)  # every response passes through here; only an unsent tail is copied
+        self.buffer = bytearray(BULK_READ)  # for large responses; only an unsent tail is copied from it
         self.view = memoryview(self.buffer)
         self.connections: set[Connection] = set()
         self.waiting: set[Connection] = set()
@@ -239,11 +241,14 @@ class Connection:
     """A client's connection, and the one to the server that belongs to it while there is need of one."""
 
     __slots__ = (
+        "_bulk",
         "_client_done",
         "_first",
         "_hold",
-        "_recv",
-        "_recv_into",
+        "_observe_server",
+        "_recv_client",
+        "_recv_server",
+        "_recv_server_into",
         "_send_client",
         "_send_server",
         "_server_done",
@@ -262,8 +267,9 @@ class Connection:
         self.held = b""  # bytes from the client that wait for the gate
         self.client = Side(relay.loop, client, self._on_client)
         self.server: Side | None = None
-        self._recv = client.recv
+        self._recv_client = client.recv
         self._send_client = client.send
+        self._bulk = False  # the server sent much at once, and may do so again
         self._first = b""  # bytes from the client that do not yet tell its protocol
         self._hold = False  # what is held is no exchange, and is counted by ourselves
         self._client_done = False  # it will send no more
@@ -282,7 +288,7 @@ class Connection:
             if not events & READ:
                 return
         try:
-            data = self._recv(REQUEST_READ)
+            data = self._recv_client(REQUEST_READ)
         except BlockingIOError:
             return
         except OSError:
@@ -291,26 +297,28 @@ class Connection:
         observer = self.observer
         if not data:
             self._client_ended()
-            return
-        if observer is None:
+        elif observer is None:
             self._begin(data)
-            return
-        if not self.gate.open and self._answer_pings(observer, data):
-            return
-        observer.from_client(data)
-        if self.gate.open:
+        elif self.gate.open:
+            observer.from_client(data)
             self._to_server(data)
-        else:
-            self._wait(data)
+        elif not self._answer_pings(observer, data):
+            self._ask(observer, data)
 
     def _on_server(self, events: int) -> None:
         if events & WRITE:
             self._flush_server()
             if not events & READ:
                 return
-        relay = self.relay
+        data: bytes | memoryview
         try:
-            size = self._recv_into(relay.buffer)
+            if self._bulk:
+                buffer: bytes | bytearray = self.relay.buffer
+                size = self._recv_server_into(buffer)
+                data = self.relay.view[:size]
+            else:
+                data = buffer = self._recv_server(SMALL_READ)
+                size = len(data)
         except BlockingIOError:
             return
         except OSError:
@@ -319,20 +327,17 @@ class Connection:
         if not size:
             self._server_ended()
             return
-        assert self.observer is not None
-        self.observer.from_server(relay.buffer, size)
-        if self.client.tail:
-            self.client.keep(bytes(relay.view[:size]))
-            return
+        self._bulk = size >= BULK
+        self._observe_server(buffer, size)
         try:
-            sent = self._send_client(relay.view[:size])
+            sent = 0 if self.client.tail else self._send_client(data)
         except BlockingIOError:
             sent = 0
         except OSError:
             self.close(reset=True)
             return
         if sent != size:
-            self.client.keep(bytes(relay.view[sent:size]))
+            self.client.keep(bytes(data[sent:]))
             if self.server is not None:
                 self.server.read(False)
 
@@ -341,14 +346,24 @@ class Connection:
     def _begin(self, data: bytes) -> None:
         """The first bytes: which protocol is it?"""
         self._first += data
-        self.observer = observer = pick(self._first, self.relay.keeper)
+        observer = pick(self._first, self.relay.keeper)
         if observer is not None:
-            data, self._first = self._first, b""
-            observer.from_client(data)
-            if self.gate.open:
-                self._to_server(data)
-            else:
-                self._wait(data)
+            self._speak(observer)
+
+    def _speak(self, observer: Observer) -> None:
+        """The protocol is known."""
+        data, self._first = self._first, b""
+        self.observer = observer
+        self._observe_server = observer.from_server
+        self._ask(observer, data)
+
+    def _ask(self, observer: Observer, data: bytes) -> None:
+        """Bytes for the server, while the gate may be shut."""
+        observer.from_client(data)
+        if self.gate.open:
+            self._to_server(data)
+        else:
+            self._wait(observer, data)
 
     def _to_server(self, data: bytes) -> None:
         if self.server is None:
@@ -361,6 +376,9 @@ class Connection:
             sent = self._send_server(data)
         except BlockingIOError:
             sent = 0  # not yet connected, or slower than the client
+        except ConnectionRefusedError:
+            self.close(reset=True)
+            return
         except OSError:
             self._server_deaf()
             return
@@ -369,7 +387,11 @@ class Connection:
             self.client.read(False)
 
     def _connect(self) -> bool:
-        server = tcp_socket(self.relay.target)
+        try:
+            server = tcp_socket(self.relay.target)
+        except OSError:  # out of descriptors: those of this client help the others
+            self.close(reset=True)
+            return False
         refused = server.connect_ex(self.relay.target)
         if refused and refused != errno.EINPROGRESS:
             server.close()
@@ -377,7 +399,8 @@ class Connection:
             return False
         server.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         self.server = Side(self.relay.loop, server, self._on_server)
-        self._recv_into = server.recv_into
+        self._recv_server = server.recv
+        self._recv_server_into = server.recv_into
         self._send_server = server.send
         return True
 
@@ -387,6 +410,8 @@ class Connection:
             if self.server.flush():
                 self.client.read(not self._client_done)
                 self._wind_down()
+        except ConnectionRefusedError:
+            self.close(reset=True)
         except OSError:
             self._server_deaf()
 
@@ -405,6 +430,8 @@ class Connection:
             if self.client.flush():
                 if self.server is not None and not self._server_done:
                     self.server.read(True)
+                if not self.held and not self._client_done and (self.server is None or not self.server.tail):
+                    self.client.read(True)
                 self._wind_down()
         except OSError:
             self.close(reset=True)
@@ -432,20 +459,19 @@ class Connection:
 
     # The gate.
 
-    def _wait(self, data: bytes) -> None:
+    def _wait(self, observer: Observer, data: bytes) -> None:
         """Hold these bytes until the gate opens."""
-        assert self.observer is not None
         self.held = data
         self.client.read(False)
         self.relay.waiting.add(self)
-        if not self.observer.in_flight:
+        if not observer.in_flight:
             self._hold = True
             self.relay.keeper.held()
 
     def release(self) -> None:
         """The gate is open: send on what was held."""
         data, self.held = self.held, b""
-        self.client.read(not self._client_done)
+        self.client.read(not self._client_done and not self.client.tail)
         self._to_server(data)
         self._wind_down()
         self._end_hold()
@@ -474,7 +500,10 @@ class Connection:
         if server is None or observer is None or self._server_done or self._client_done:
             return
         if observer.reusable and not server.tail:
-            self._drop_server()
+            if observer.last:
+                self._server_ended()  # as it has announced; the client may be waiting for that
+            else:
+                self._drop_server()
 
     # The ends.
 
@@ -483,13 +512,7 @@ class Connection:
         self.client.read(False)
         if self._first:
             # It said too little to tell its protocol, and will not say more: the server may know what to make of it.
-            data, self._first = self._first, b""
-            self.observer = Http1(self.relay.keeper)
-            self.observer.from_client(data)
-            if self.gate.open:
-                self._to_server(data)
-            else:
-                self._wait(data)
+            self._speak(Http1(self.relay.keeper))
         self._wind_down()
 
     def _server_ended(self) -> None:
@@ -501,9 +524,14 @@ class Connection:
             assert self.server is not None
             self.server.read(False)
         else:
+            if self.held:  # for a server that has closed, as if it had been sent at once
+                self.held = b""
+                self.relay.waiting.discard(self)
+                self._end_hold()
             if self.server is not None:
                 self._drop_server()
             self.client.handle_with(self._on_ignored_client)
+            self.client.read(not self._client_done)
         self._wind_down()
 
     def _server_failed(self) -> None:
@@ -541,7 +569,7 @@ class Connection:
             if not events & READ:
                 return
         try:
-            data = self._recv(REQUEST_READ)
+            data = self._recv_client(REQUEST_READ)
         except BlockingIOError:
             return
         except OSError:

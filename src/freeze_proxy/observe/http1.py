@@ -4,9 +4,9 @@ An exchange begins with the first byte of its request and ends when its response
 response may come before the request is complete) or the server has closed. Where a message ends is decided by the
 rules of RFC 9112 §6.3. Bodies are skipped, not read; only heads and the lines of the chunked coding are looked at.
 
-Three things keep this quick: a request without a body is recognised with a handful of searches; a response is found
-and measured the same way; and whatever falls outside is left to a general machine that works on the same two functions
-(``request_framing`` and ``response_framing``), so that both agree.
+What keeps this quick: a request without a body that comes in one read is recognised with a handful of searches, or
+with one comparison where it is the same as the last; likewise a response whose head is the last one's. All else is left
+to a general machine, which gives the same counts for every way of cutting the same bytes into reads.
 """
 
 from freeze_proxy.observe.tally import Tally
@@ -35,6 +35,12 @@ _START, _HEAD, _LENGTH, _CHUNK_LINE, _CHUNK, _CHUNK_END, _TRAILERS, _CLOSE, _OPA
 
 # What must be remembered of a request to understand its response.
 _PLAIN, _HEAD_REQUEST, _CONNECT = range(3)
+
+# How a connection is observed: nothing is under way; one plain request, in one read, waits for its response; or
+# anything else, by the general machine.
+_IDLE, _ASKED, _GENERAL = range(3)
+REMEMBERED = 2048
+"""Bytes of a head that are remembered to know it again."""
 
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _HEX = b"0123456789abcdefABCDEF"
@@ -237,10 +243,34 @@ def _head(text: bytes | bytearray) -> bytes:
 class Http1:
     """Observes one HTTP/1.x connection; ``in_flight`` is the number of exchanges that it has told of and not ended."""
 
-    __slots__ = ("_asleep", "_early", "_request", "_response", "_silent", "_tally", "_waiting", "in_flight", "last")
+    __slots__ = (
+        "_answer",
+        "_answer_size",
+        "_answered",
+        "_asked",
+        "_asleep",
+        "_began",
+        "_early",
+        "_ended",
+        "_pace",
+        "_request",
+        "_response",
+        "_silent",
+        "_tally",
+        "_waiting",
+        "in_flight",
+        "last",
+    )
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
+        self._began = tally.began
+        self._ended = tally.ended
+        self._pace = _IDLE
+        self._asked = b""  # the last request without a body: most clients ask for the same again
+        self._answer = b""  # the head of the last response to such a one
+        self._answer_size = 0  # and the response's whole size
+        self._answered = 0  # the size of the head of a response that is whole in one read
         self._request = _Direction()
         self._response = _Direction()
         self._waiting: list[int] = []  # for each exchange that waits for its response: what to know of the request
@@ -275,25 +305,13 @@ class Http1:
 
     def from_client(self, data: bytes) -> None:
         """Bytes from the client, before they are sent on."""
-        if (
-            self._request.state == _START
-            and not self._waiting
-            and data.find(b"\n\r\n") == len(data) - 3
-            and b"A"[0] <= data[0] <= b"Z"[0]
-            and data[0] != _H
-            and data[0] != _C
-            and data[-4:-3] == b"\r"
-            and data.find(b"\n\n") < 0
-            and len(data) <= HEAD_LIMIT
-        ):
-            head = data.lower()
-            if head.find(b"content-length") < 0 and head.find(b"transfer-encoding") < 0:
-                self._waiting.append(_PLAIN)
-                self.in_flight += 1
-                self._tally.began()
-                if head.find(b"\r\nconnection:") >= 0 or head.find(b" http/1.0\r\n") >= 0:
-                    self.last = says_last(head, head.find(b" http/1.0\r\n") >= 0)
-                return
+        if self._pace == _IDLE and (data == self._asked or self._is_plain(data)):
+            self._pace = _ASKED
+            self._waiting.append(_PLAIN)
+            self.in_flight = 1
+            self._began()
+            return
+        self._pace = _GENERAL
         self._wake()
         try:
             self._requests(data)
@@ -302,15 +320,49 @@ class Http1:
 
     def from_server(self, data: bytes | bytearray, size: int) -> None:
         """The first ``size`` bytes of ``data`` are from the server, before they are sent on."""
+        if size == self._answer_size and self._pace == _ASKED and data.startswith(self._answer):
+            self._pace = _IDLE
+            self._waiting.clear()
+            self.in_flight = 0
+            self._ended()
+            return
         response = self._response
         if response.state == _LENGTH and size < response.left:
             response.left -= size
             return
         self._wake()
+        self._answered = 0
         try:
             self._responses(data, size)
         except Unclear:
             self._turn_opaque()
+        if self.reusable:
+            if self._pace == _ASKED and self._answered and not self.last:
+                self._answer, self._answer_size = bytes(data[: self._answered]), size
+            self._pace = _IDLE
+        else:
+            self._pace = _GENERAL
+
+    def _is_plain(self, data: bytes) -> bool:
+        """Whether this is exactly one request, and one without a body; if so, it is remembered."""
+        if (
+            data.find(b"\n\r\n") != len(data) - 3
+            or not b"A"[0] <= data[0] <= b"Z"[0]
+            or data[0] == _H
+            or data[0] == _C
+            or data[-4:-3] != b"\r"
+            or data.find(b"\n\n") >= 0
+            or len(data) > HEAD_LIMIT
+        ):
+            return False
+        head = data.lower()
+        if head.find(b"content-length") >= 0 or head.find(b"transfer-encoding") >= 0:
+            return False
+        if head.find(b"\r\nconnection:") >= 0 or head.find(b" http/1.0\r\n") >= 0:
+            self.last = says_last(head, head.find(b" http/1.0\r\n") >= 0)
+        if len(data) <= REMEMBERED and not self.last:
+            self._asked = data
+        return True
 
     def server_closed(self) -> None:
         """The server will send no more. What it has not answered by now, it never will; a tunnel may still be open."""
@@ -320,12 +372,13 @@ class Http1:
     def closed(self) -> None:
         """The connection is gone."""
         awake = self.in_flight
+        self._pace = _GENERAL
         self.in_flight = self._asleep = 0
         self._request.state = self._response.state = _OVER
         self._request.held = self._response.held = None
         self._waiting.clear()
         for _ in range(awake):
-            self._tally.ended()
+            self._ended()
 
     # Idle streams.
 
@@ -339,7 +392,7 @@ class Http1:
             if self._silent >= SILENT_SWEEPS:
                 self._asleep, self.in_flight = self.in_flight, 0
                 for _ in range(self._asleep):
-                    self._tally.ended()
+                    self._ended()
 
     def _wake(self) -> None:
         self._silent = 0
@@ -371,7 +424,7 @@ class Http1:
         self._request.state = _HEAD
         self._waiting.append(_PLAIN)
         self.in_flight += 1
-        self._tally.began()
+        self._began()
         if len(self._waiting) > PIPELINE_LIMIT or first not in _TOKEN + b"\r\n":
             raise Unclear
 
@@ -391,18 +444,21 @@ class Http1:
 
     def _responses(self, data: bytes | bytearray, size: int) -> None:
         response = self._response
-        at = 0
+        at, began_at = 0, -1
         while at < size and response.state < _OPAQUE:
             if response.state == _START:
                 if not self._waiting:
                     raise Unclear
                 response.state = _HEAD
+                began_at = at
             if response.state == _HEAD:
                 text, at = response.line(data, at, size, b"\n\r\n", HEAD_LIMIT)
                 if text is None:
                     return
                 if self._response_head(_head(text)):
                     continue
+                if not began_at and response.state in (_START, _LENGTH) and at <= REMEMBERED:
+                    self._answered = at
             else:
                 at = response.body(data, at, size)
             if response.state == _START:
@@ -438,7 +494,7 @@ class Http1:
 
     def _end(self) -> None:
         self.in_flight -= 1
-        self._tally.ended()
+        self._ended()
 
     def _turn_opaque(self) -> None:
         self._request.state = self._response.state = _OPAQUE

@@ -13,9 +13,12 @@ from freeze_proxy.observe.tally import Tally
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 STREAM_LIMIT = 10_000
 """Streams at once, beyond which the connection turns opaque; servers commonly allow 100 to 250."""
+DECLINED_LIMIT = 1000
+"""Pushed streams that are remembered as reset by the client before they began; beyond, the oldest is forgotten."""
 SILENT_SWEEPS = 5
 
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _CONTINUATION = 0x0, 0x1, 0x3, 0x4, 0x6, 0x7, 0x9
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = 0x0, 0x1, 0x3, 0x4, 0x5
+_PING, _GOAWAY, _CONTINUATION = 0x6, 0x7, 0x9
 _END_STREAM, _ACK, _END_HEADERS = 0x1, 0x1, 0x4
 
 # What is known of a stream, as bits.
@@ -37,7 +40,7 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 class _Direction:
     """Where one direction stands: the frame whose payload is passing, or the part of a frame header held."""
 
-    __slots__ = ("bit", "flags", "held", "kind", "left", "owes", "stream", "trailing")
+    __slots__ = ("bit", "flags", "held", "kind", "left", "midst", "owes", "stream", "trailing")
 
     def __init__(self, bit: int, owes: int) -> None:
         self.bit = bit
@@ -47,6 +50,7 @@ class _Direction:
         self.flags = 0
         self.stream = 0
         self.left = 0  # payload bytes to come; -1 between frames
+        self.midst = False  # a header block has begun, and only its CONTINUATION may follow
         self.trailing = 0  # the stream that ends with the last of its CONTINUATION frames
 
 
@@ -55,10 +59,12 @@ class Http2:
 
     __slots__ = (
         "_client",
+        "_declined",
         "_greeted",
         "_held",
         "_last",
         "_opaque",
+        "_over",
         "_server",
         "_silent",
         "_streams",
@@ -66,6 +72,7 @@ class Http2:
         "in_flight",
     )
 
+    last = False  # its end is announced by GOAWAY, which leaves its streams their time
     reusable = False  # header compression ties the two connections together
 
     def __init__(self, tally: Tally) -> None:
@@ -76,8 +83,10 @@ class Http2:
         self._server.left = -1
         self._streams: dict[int, int] = {}
         self._silent: dict[int, int] = {}  # sweeps without a byte; empty unless sweep() is called
+        self._declined: dict[int, None] = {}  # pushed streams that the client has reset before they began
         self._last = 0
         self._opaque = False
+        self._over = False
         self._greeted = False
         self._held = True
         self.in_flight = 1
@@ -85,8 +94,8 @@ class Http2:
 
     @property
     def opaque(self) -> bool:
-        """Whether the bytes are no longer followed."""
-        return self._opaque
+        """Whether the bytes are no longer followed, though they pass."""
+        return self._opaque and not self._over
 
     @property
     def streams(self) -> int:
@@ -96,7 +105,7 @@ class Http2:
     @property
     def whole(self) -> bool:
         """Whether what the server has sent so far leaves no stream unfinished."""
-        return not self._streams and self._server.left < 0 and not self._server.held
+        return not self._streams and self._between(self._server)
 
     def refusal(self) -> bytes:
         """A 503 for every stream that waits, and a GOAWAY; nothing where the server has left a frame unfinished.
@@ -104,7 +113,7 @@ class Http2:
         The fields are literals without indexing (RFC 7541 §6.2.2), so that they say nothing to the client's decoder
         about the server's table.
         """
-        if self._opaque or self._server.left >= 0 or self._server.held:
+        if self._opaque or not self._between(self._server):
             return b""
         frames = [] if self._greeted else [_frame(_SETTINGS, 0, 0, b"")]
         for stream, known in self._streams.items():
@@ -128,7 +137,7 @@ class Http2:
 
         For a server that stands still: the frames are then dropped, as if they had never come (RFC 9113 §6.7).
         """
-        if self._opaque or self._client.left >= 0 or self._server.left >= 0 or self._client.held or self._server.held:
+        if self._opaque or not (self._greeted and self._between(self._client) and self._between(self._server)):
             return None
         if len(data) % _PING_SIZE or data.count(_PING_HEADER) < len(data) // _PING_SIZE:
             return None
@@ -141,16 +150,16 @@ class Http2:
 
     def server_closed(self) -> None:
         """The server will send no more, so no stream can end well any more."""
-        self.closed()
+        if not self._opaque:
+            self.closed()
 
     def closed(self) -> None:
         """The connection is gone."""
         awake = self.in_flight
         self.in_flight = 0
-        self._opaque = True
+        self._opaque = self._over = True
         self._held = False
-        self._streams.clear()
-        self._silent.clear()
+        self._forget()
         for _ in range(awake):
             self._tally.ended()
 
@@ -171,6 +180,11 @@ class Http2:
 
     # The frames.
 
+    @staticmethod
+    def _between(side: _Direction) -> bool:
+        """Whether another frame may be slipped in at this place."""
+        return side.left < 0 and not side.held and not side.midst
+
     def _frames(self, here: _Direction, there: _Direction, data: bytes | bytearray, size: int) -> None:
         at = 0
         while at < size and not self._opaque:
@@ -186,17 +200,23 @@ class Http2:
                 here.kind = header[3]
                 here.flags = header[4]
                 here.stream = int.from_bytes(header[5:], "big") & 0x7FFFFFFF
+                if not self._greeted and here is self._server and (here.kind != _SETTINGS or here.flags & _ACK):
+                    self._turn_opaque()  # it does not speak HTTP/2
+                    return
                 if here.stream:
                     self._moves(here)
                 if here.left:
                     continue
             else:
                 step = min(here.left, size - at)
+                if here.kind < 0 and not PREFACE.startswith(data[at : at + step], len(PREFACE) - here.left):
+                    self._turn_opaque()
+                    return
                 here.left -= step
                 at += step
+                if here.stream in self._silent:
+                    self._moves(here)
                 if here.left:
-                    if here.stream in self._silent:
-                        self._moves(here)
                     return
             here.left = -1
             self._passed(here, there)
@@ -226,7 +246,10 @@ class Http2:
                 self._last = stream
                 self._begin(stream, 0)
             elif not stream & 1:
-                self._begin(stream, _CLIENT_ENDED | _ANSWERED)  # pushed
+                if stream in self._declined:
+                    del self._declined[stream]
+                else:
+                    self._begin(stream, _CLIENT_ENDED | _ANSWERED)  # pushed
 
     def _passed(self, here: _Direction, there: _Direction) -> None:
         """A whole frame has passed."""
@@ -236,19 +259,28 @@ class Http2:
             if flags & _END_STREAM:
                 self._half_end(here, stream)
         elif kind == _HEADERS:
+            here.midst = not flags & _END_HEADERS
             if flags & _END_STREAM:
                 if flags & _END_HEADERS:
                     self._half_end(here, stream)
                 else:
                     here.trailing = stream
         elif kind == _CONTINUATION:
-            if flags & _END_HEADERS and here.trailing == stream:
+            here.midst = not flags & _END_HEADERS
+            if not here.midst and here.trailing == stream:
                 here.trailing = 0
                 self._half_end(here, stream)
         elif kind == _RST_STREAM:
             known = self._streams.pop(stream, None)
             if known is not None:
                 self._ended(stream, known)
+            elif here is self._client and stream and not stream & 1:
+                # A push that it does not want. The server may have begun it meanwhile, and will then not end it.
+                self._declined[stream] = None
+                if len(self._declined) > DECLINED_LIMIT:
+                    del self._declined[next(iter(self._declined))]
+        elif kind == _PUSH_PROMISE:
+            here.midst = not flags & _END_HEADERS
         elif kind in (_SETTINGS, _PING):
             if flags & _ACK:
                 here.owes = max(0, here.owes - 1)
@@ -297,8 +329,13 @@ class Http2:
 
     def _turn_opaque(self) -> None:
         self._opaque = True
-        self._streams.clear()
-        self._silent.clear()
+        self._forget()
         if not self.in_flight:
             self.in_flight = 1
             self._tally.held()
+
+    def _forget(self) -> None:
+        self._streams.clear()
+        self._silent.clear()
+        self._declined.clear()
+        self._client.held = self._server.held = b""
