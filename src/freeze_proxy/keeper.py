@@ -89,16 +89,15 @@ class Keeper(Tally):
     def began(self) -> None:
         """An exchange has begun."""
         self.requests += 1
-        self.held()
+        order = self.gate.began(self._loop.now)
+        if not self.gate.open:
+            self._wait(order)
 
     def held(self) -> None:
         """Something that is no new exchange needs the server awake."""
-        gate = self.gate
-        order = gate.began(self._loop.now)
-        if not gate.open:
-            if self._waiting_since is None:
-                self._waiting_since = time.monotonic()
-            self._carry_out(order)
+        order = self.gate.began(self._loop.now)
+        if not self.gate.open:
+            self._wait(order)
 
     def ended(self) -> None:
         """What had begun, or was held, has ended."""
@@ -136,6 +135,11 @@ class Keeper(Tally):
         self._compare(before, now)
 
     # Inside.
+
+    def _wait(self, order: Order | None) -> None:
+        if self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+        self._carry_out(order)
 
     def _compare(self, before: str, now: float) -> None:
         """Draw the consequences of an answer that moved the gate."""

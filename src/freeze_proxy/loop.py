@@ -24,6 +24,10 @@ if TYPE_CHECKING:
             """Closes it."""
 
 
+def _nobody(_events: int) -> None:
+    """Handles what a round still holds for a descriptor that has been forgotten in it."""
+
+
 class Timer:
     """A call to come. ``cancel`` it, or let it happen."""
 
@@ -48,7 +52,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._handlers: list[Callable[[int], None]] = []  # by file descriptor
         self._timers: list[Timer] = []
         self._soon: list[Callable[[], None]] = []
         self._closing: list[Closable] = []
@@ -57,7 +61,10 @@ class Loop:
 
     def watch(self, fd: int, events: int, handler: "Callable[[int], None]") -> None:
         """Call ``handler`` whenever one of the events (``READ``, ``WRITE``) or a hang-up is there."""
-        self._handlers[fd] = handler
+        handlers = self._handlers
+        if fd >= len(handlers):
+            handlers += [_nobody] * (fd + 1 - len(handlers))
+        handlers[fd] = handler
         self._epoll.register(fd, events)
 
     def change(self, fd: int, events: int) -> None:
@@ -65,9 +72,10 @@ class Loop:
         self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Watch it no more."""
-        del self._handlers[fd]
-        self._epoll.unregister(fd)
+        """Watch it no more; no harm where it is not watched."""
+        if fd < len(self._handlers) and self._handlers[fd] is not _nobody:
+            self._handlers[fd] = _nobody
+            self._epoll.unregister(fd)
 
     def close_after(self, closable: "Closable") -> None:
         """Close it when this round of events is over."""
@@ -85,7 +93,7 @@ class Loop:
 
     def run(self) -> None:
         """Hand out events and run timers until ``stop``."""
-        poll, handler_of, timers, monotonic = self._epoll.poll, self._handlers.get, self._timers, time.monotonic
+        poll, handlers, timers, monotonic = self._epoll.poll, self._handlers, self._timers, time.monotonic
         self._running = True
         while self._running:
             timeout = -1.0
@@ -98,9 +106,7 @@ class Loop:
             events = poll(timeout, _MOST_EVENTS)
             self.now = monotonic()
             for fd, event in events:
-                handler = handler_of(fd)
-                if handler is not None:
-                    handler(event)
+                handlers[fd](event)
             while timers and timers[0].when <= self.now:
                 call = heappop(timers).call
                 if call is not None:

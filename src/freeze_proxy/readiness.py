@@ -120,10 +120,6 @@ class Readiness:
 
     def _close(self) -> None:
         if self._socket is not None:
-            fd = self._socket.fileno()
-            try:
-                self._loop.forget(fd)
-            except KeyError:
-                pass  # It was refused before it was watched.
+            self._loop.forget(self._socket.fileno())
             self._loop.close_after(self._socket)
             self._socket = None
