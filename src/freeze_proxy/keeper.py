@@ -102,7 +102,7 @@ class Keeper(Tally):
     def ended(self) -> None:
         """What had begun, or was held, has ended."""
         self.gate.ended(self._loop.now)
-        if self._alarm is None:
+        if self._alarm is None or self._alarm.when > self.gate.deadline:
             self._set_alarm()
 
     # From whoever knows the server, and from the driver.
