@@ -479,6 +479,12 @@ class Connection:
     def refuse(self) -> None:
         """The thaw has taken too long: answer 503, and end."""
         assert self.observer is not None
+        if isinstance(self.observer, Http2) and not self._client_done:
+            # Many clients send a handshake first and their streams after it: these have not been read yet.
+            try:
+                self.observer.from_client(self._recv_client(REQUEST_READ))
+            except OSError:
+                pass  # There is nothing more, or the client is gone, as the answer to it will tell.
         refusal = self.observer.refusal()
         self.held = b""
         self.observer.closed()
