@@ -1,0 +1,305 @@
+"""From results to ``docs/benchmarks.md`` and its pictures, with a table of what was to be reached and what was."""
+
+from pathlib import Path
+from typing import Any
+
+Results = dict[str, Any]
+
+MINE, NGINX, TUNED, GO, GO_POOL = "relay", "nginx", "nginx-buffers", "go", "go-pool"
+
+
+# The goals.
+
+
+class Goal:
+    """One goal: what, its limit and what was measured in words, and whether that is enough (``None``: unknown)."""
+
+    def __init__(self, what: str, limit: str, measured: str = "not measured", met: bool | None = None) -> None:
+        self.what = what
+        self.limit = limit
+        self.measured = measured
+        self.met = met
+
+    def as_json(self) -> dict[str, Any]:
+        """For the results file."""
+        return {"goal": self.what, "limit": self.limit, "measured": self.measured, "met": self.met}
+
+
+def _cpu(results: Results, scenario: str, candidate: str) -> float | None:
+    try:
+        value: float = results["relay"]["scenarios"][scenario]["candidates"][candidate]["cpu_us"]["median"]
+    except KeyError:
+        return None
+    return value
+
+
+def _ratio(results: Results, scenario: str, other: str, what: str, limit: float) -> Goal:
+    mine, theirs = _cpu(results, scenario, MINE), _cpu(results, scenario, other)
+    words = f"≤ {limit:g} × {'nginx' if other == NGINX else 'the Go proxy'}'s"
+    if mine is None or theirs is None:
+        return Goal(what, words)
+    ratio = mine / theirs
+    return Goal(what, words, f"{ratio:.2f} × ({mine:.1f} to {theirs:.1f} µs)", ratio <= limit)
+
+
+def goals(results: Results) -> list[Goal]:
+    """All goals, in the order in which they were set."""
+    cpu = "CPU per request, small responses, 16 connections"
+    listed = [
+        _ratio(results, "small-16", NGINX, cpu, 1.0),
+        _ratio(results, "small-16", GO, cpu, 0.35),
+        _ratio(results, "64k", NGINX, "CPU per request, 64 KiB responses", 0.8),
+        _ratio(results, "1m", NGINX, "CPU per request, 1 MiB responses", 0.8),
+    ]
+    memory = Goal("RSS of the relay alone, after all loads", "≤ 10 MiB")
+    start = Goal("start of the relay alone until it listens", "≤ 30 ms")
+    if "relay" in results:
+        mib = results["relay"]["memory_kib"][MINE]["rss"] / 1024
+        memory = Goal(memory.what, memory.limit, f"{mib:.2f} MiB", mib <= 10)
+        took = results["relay"]["start_ms"][MINE]["median"]
+        start = Goal(start.what, start.limit, f"{took:.1f} ms", took <= 30)
+    wake = "first byte from a frozen server, above the same request awake (cgroup v2)"
+    median, tail = Goal(wake, "p50 ≤ 0.4 ms"), Goal(wake, "p99 ≤ 2 ms")
+    if "cgroup2" in results.get("wake", {}).get("freezers", {}):
+        above = results["wake"]["freezers"]["cgroup2"]["above_awake"]
+        median = Goal(wake, median.limit, f"{above['p50'] / 1000:.2f} ms", above["p50"] <= 400)
+        tail = Goal(wake, tail.limit, f"{above['p99'] / 1000:.2f} ms", above["p99"] <= 2000)
+    flight = Goal("in flight after a million mixed exchanges and their aborts", "exactly 0")
+    if "soak" in results:
+        soak = results["soak"]
+        left, whole = soak["relay"]["in_flight"], soak["completed"]
+        words = f"{left} after {whole:,} and {soak['aborted_connections']:,} aborts, {len(soak['lost'])} responses lost"
+        enough = whole >= 1_000_000 or left or soak["lost"]
+        flight = Goal(flight.what, flight.limit, words, left == 0 and not soak["lost"] if enough else None)
+    return [*listed, memory, start, median, tail, flight]
+
+
+# The words.
+
+
+def _span(figure: dict[str, float], digits: int) -> str:
+    low, high = f"{figure['min']:,.{digits}f}", f"{figure['max']:,.{digits}f}"
+    return f"{figure['median']:,.{digits}f} <sub>{low} – {high}</sub>"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    rule = ["---"] + ["--:"] * (len(heads) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
+
+
+def _conditions(machine: Results, taken: str) -> str:
+    kind = "virtual machine" if machine["virtual"] else "machine"
+    versions = ", ".join(f"{name} {version or 'missing'}" for name, version in machine["versions"].items())
+    return (
+        f"{taken}, on a {kind} with {machine['cores']} cores ({machine['cpu']}) and {machine['memory_gib']} GiB, "
+        f"{machine['system']}, Linux {machine['kernel']}; load average before: {machine['load_before']:.2f}. "
+        f"{versions}."
+    )
+
+
+def _goals(results: Results) -> str:
+    words = {True: "yes", False: "**no**", None: "unknown"}
+    rows = [[goal.what, goal.limit, goal.measured, words[goal.met]] for goal in goals(results)]
+    table = _table(["What", "Goal", "Measured", "Reached"], rows)
+    others = []
+    for scenario, other, words_for in _FOR_COMPARISON:
+        mine, theirs = _cpu(results, scenario, MINE), _cpu(results, scenario, other)
+        if mine is not None and theirs is not None:
+            others.append(f"{words_for} {mine / theirs:.2f} ×")
+    if others:
+        table += f"\n\nNot goals, but to be fair to the others, CPU per request against: {'; '.join(others)}."
+    return table
+
+
+_FOR_COMPARISON = (
+    ("small-16", GO_POOL, "the Go proxy with 256 idle connections, small responses:"),
+    ("64k", TUNED, "nginx with large buffers, 64 KiB:"),
+    ("1m", TUNED, "nginx with large buffers, 1 MiB:"),
+    ("close", NGINX, "nginx, a connection for each request:"),
+)
+
+
+def _relay(relay: Results) -> str:
+    titles = relay["titles"]
+    parts = [
+        "## The relay beside other proxies\n",
+        f"The proxy runs alone on core {relay['proxy_core']}; the load (wrk, one thread) and the backend (nginx, one "
+        f"worker, `return 200` and files in memory) share core {relay['load_core']}. {relay['rounds']} rounds of "
+        f"{relay['seconds']} s each; every round takes all candidates through all loads, in rotated order. Given is "
+        "the median over the rounds, with the smallest and the largest in small print. CPU is the processor time of "
+        "all the proxy's processes (user and system, by the kernel's nanosecond clock), divided by the requests that "
+        "wrk saw answered. Latencies are those of a saturated proxy: the connections wait for each other.\n",
+        "- **freeze-proxy** is the relay alone, as a sidecar runs it: the standard library's parts that it needs and "
+        f"no more, `{relay['interpreter']} -I -S`, from compiled bytecode. *Gate at work*: the real gate, grace 100 "
+        "ms, which sees each request begin and end and never finds the server idle. *Not freezing*: `--mode off`.",
+        "- **nginx**: one worker, HTTP/1.1 and up to 256 kept connections upstream, no access log, connections never "
+        "recycled. Its buffers are left at their defaults, which decide how it does with large responses: what does "
+        "not fit goes through a temporary file (here in memory). *Large buffers* shows it with 2 MiB a connection "
+        "instead, and no file.",
+        "- **HAProxy**: one thread, HTTP mode, kept connections shared (`http-reuse always`).",
+        "- **Go ReverseProxy**: `net/http/httputil`, one core, every request through a channel to a goroutine that "
+        "counts (`bench/goproxy`), standing in for the Go proof of concept: its transport is the default one, which "
+        "keeps 2 idle connections. *256 idle connections* shows what that costs.\n",
+    ]
+    for name, why in relay["missing"].items():
+        parts.append(f"{titles[name]} was not measured: {why}\n")
+    parts.append("![CPU time a request](images/bench-cpu.svg)\n")
+    for scenario in relay["scenarios"].values():
+        rows = []
+        for name, figures in scenario["candidates"].items():
+            cpu = _span(figures["cpu_us"], 1) if "cpu_us" in figures else "–"
+            latency = [_span(figures[which], 0) for which in ("p50_us", "p99_us")]
+            title = titles[name] + (f" ({figures['errors']} errors)" if figures["errors"] else "")
+            rows.append([title, cpu, _span(figures["requests_s"], 0), *latency])
+        heads = ["", "CPU µs a request", "requests/s", "p50 µs", "p99 µs"]
+        title = scenario["title"]
+        parts.append(f"### {title[0].upper()}{title[1:]}\n\n{_table(heads, rows)}\n")
+    if "close" in relay["scenarios"]:
+        parts.append(
+            "With a connection for each request freeze-proxy opens one to the server for each as well, because it "
+            "changes no byte and shares no connection; the others reuse theirs.\n"
+        )
+    rows = []
+    for name, memory in relay["memory_kib"].items():
+        start = relay["start_ms"].get(name)
+        fresh = relay["memory_fresh_kib"][name]
+        processes = f"{memory['processes']} process{'es' if memory['processes'] > 1 else ''}"
+        figures = [f"{fresh['rss'] / 1024:.1f}", f"{memory['rss'] / 1024:.1f}", f"{memory['pss'] / 1024:.1f}"]
+        rows.append([f"{titles[name]} ({processes})", *figures, _span(start, 1) if start else "–"])
+    heads = [
+        "",
+        "RSS at start, MiB",
+        "RSS after all loads, MiB",
+        "of it its own (PSS), MiB",
+        "start until listening, ms",
+    ]
+    parts.append(
+        f"### Memory and start-up\n\n![Memory and start-up](images/bench-footprint.svg)\n\n{_table(heads, rows)}\n"
+    )
+    parts.append(
+        f"Start-up is the time from the call that starts the program to the first connection that its port accepts, "
+        f"{relay['starts']} starts each, in turns.\n"
+    )
+    return "\n".join(parts)
+
+
+def _soak(soak: Results) -> str:
+    relay = soak["relay"]
+    leaves = ", ".join(f"{how} {count:,}" for how, count in soak["leaves"].items())
+    first, last = (kib / 1024 for kib in soak["rss_kib"])
+    lost = f"**{len(soak['lost'])}** of the responses that should have come whole did not"
+    if not soak["lost"]:
+        lost = "All responses that should have come whole did"
+    return (
+        "## A million exchanges, and their aborts\n\n"
+        f"{soak['clients']} clients sent requests of every framing through one relay for {soak['seconds']:.0f} s: GET, "
+        "HEAD, POST with a length and chunked, one by one, pipelined and cut into pieces; and left in every way, "
+        "half of them in the middle of something. Five times a second all were quiet for 20 ms, so that the gate shut "
+        "(its driver here takes its time and fails every tenth thaw) and requests met it shut.\n\n"
+        f"{soak['completed']:,} exchanges came to their end, {soak['aborted_connections']:,} connections were aborted; "
+        f"the gate shut {relay['freezes']:,} times, and {relay['waited_for']:,} times requests waited for it. {lost}. "
+        f"Afterwards **{relay['in_flight']} exchanges in flight**, {relay['connections']} connections open, the gate "
+        f"{relay['state']}; RSS {first:.1f} MiB before, {last:.1f} MiB after.\n\n"
+        f"How connections ended: {leaves}.\n"
+    )
+
+
+def _freezers(freezers: Results) -> str:
+    rows = []
+    for way, measured in freezers["ways"].items():
+        for one in measured:
+            threads = f"{one['threads']}, {one['busy']} of them busy" if one["busy"] else f"{one['threads']}"
+            cells = [f"{_us(one[name]['p50'])} / {_us(one[name]['p99'])}" for name in _FREEZER_FIGURES]
+            rows.append([freezers["titles"][way], threads, *cells])
+    missing = "".join(
+        f"{freezers['titles'][way]} was not measured: {why}\n\n" for way, why in freezers["missing"].items()
+    )
+    heads = ["", "threads", "freeze: to standing still", "thaw: the call", "thaw: to an answer"]
+    return (
+        "## Freezing and thawing as such\n\n"
+        "One process of so many threads, asleep but for the busy ones, frozen and thawed through freeze-proxy's own "
+        "freezers. The target on one core, the measuring on the other, looking without pause. *Standing still* is what "
+        "the kernel says; *an answer* is the first byte from the target, to one that had been waiting for it while it "
+        "was frozen: with busy threads it has to wait for its turn on the core, and for the interpreter's. "
+        "p50 / p99, in µs.\n\n"
+        f"![Freezing and thawing](images/bench-freezers.svg)\n\n{missing}{_table(heads, rows)}\n"
+    )
+
+
+_FREEZER_FIGURES = ("frozen_us", "thaw_call_us", "running_us")
+_FREEZER_NAMES = {"cgroup2": "cgroup v2", "cgroup1": "cgroup v1"}
+
+
+def _us(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _wake(wake: Results) -> str:
+    parts = [
+        "## What a request pays for a frozen server\n",
+        f"`freeze-proxy run --grace {wake['grace']}` before a small server of one process. As soon as the kernel says "
+        "that it stands still, and a random moment later, a request is sent and the first byte of the response timed; "
+        "then the same request again, to the server now awake. Half of the wakes come on a kept connection, half on "
+        "new ones (connecting counts). *Rested* is the same request, after the same pause, through a second "
+        "freeze-proxy that does not freeze: it shows how much of the price is the pause alone, as idle processors "
+        "answer later.\n",
+        "![First byte from a frozen server](images/bench-wake.svg)\n",
+    ]
+    for freezer, why in wake["missing"].items():
+        parts.append(f"{_FREEZER_NAMES[freezer]} was not measured: {why}\n")
+    rows = []
+    for freezer, measured in wake["freezers"].items():
+        for kind, figures in measured["kinds"].items():
+            cells = [
+                f"{_us(figures[when]['p50'])} / {_us(figures[when]['p99'])}" for when in ("frozen", "awake", "rested")
+            ]
+            name = {"kept": "kept connection", "new": "new connections"}[kind]
+            rows.append([f"{_FREEZER_NAMES[freezer]}, {name}", f"{figures['frozen']['count']:,}", *cells])
+    heads = ["first byte, µs, p50 / p99", "wakes", "frozen", "awake", "rested"]
+    parts.append(_table(heads, rows) + "\n")
+    rows = []
+    for freezer, measured in wake["freezers"].items():
+        for base, words in (("above_awake", "awake"), ("above_rested", "rested")):
+            above = measured[base]
+            name = f"{_FREEZER_NAMES[freezer]}, above {words}"
+            rows.append([name, *(_us(above[which]) for which in ("p50", "p99", "max"))])
+    parts.append("How far each first byte from the frozen server came above the median of the same request:\n")
+    parts.append(_table(["µs", "p50", "p99", "max"], rows) + "\n")
+    return "\n".join(parts)
+
+
+def document(results: Results) -> str:
+    """The page, in Markdown."""
+    parts = [
+        "<!-- Written by `make bench`; what it says comes from bench/results/latest.json. -->\n",
+        "# Benchmarks\n",
+        "What freeze-proxy costs and how quick it is, by `make bench`. Anyone can run it: it needs Debian's nginx, wrk "
+        "and HAProxy, for the Go proxy a Go toolchain, and for the freezers root or a delegated cgroup. It takes about "
+        "a quarter of an hour, on a machine that does nothing else.\n",
+    ]
+    if results["quick"]:
+        parts.append("**A quick run: these figures show that the benchmark works, and no more.**\n")
+    parts += ["## Goals\n", _goals(results) + "\n"]
+    for name, write in (("relay", _relay), ("soak", _soak), ("freezers", _freezers), ("wake", _wake)):
+        if name in results:
+            parts.append(write(results[name]))
+    parts.append("## Conditions\n")
+    groups: dict[str, list[str]] = {}
+    for name, machine in results["machine"].items():
+        groups.setdefault(_conditions(machine, machine["date"]), []).append(name)
+    many = len(groups) > 1
+    parts += [f"{', '.join(names)}: {words}\n" if many else f"{words}\n" for words, names in groups.items()]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def write(results: Results, page: Path, images: Path) -> str | None:
+    """Write the page and its pictures; returns why there are no pictures, if so."""
+    images.mkdir(parents=True, exist_ok=True)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(document(results))
+    try:
+        from bench import plots
+    except ImportError:
+        return "matplotlib is not installed, so there are no pictures."
+    plots.write(results, images)
+    return None
