@@ -92,12 +92,18 @@ def _options(given: dict[str, Any]) -> Any:
 
 def _exit_with(work: Callable[[], int]) -> None:
     from freeze_proxy.local import Failure
+    from freeze_proxy.local.options import CANNOT_WORK
+    from freeze_proxy.local.status import LAST_PATIENCE, Output
 
     try:
-        code = work()
+        code, sentence = work(), None
     except Failure as failure:
-        click.echo(f"freeze-proxy: {failure}", err=True)
-        code = failure.code
+        code, sentence = failure.code, str(failure)
+    except OSError as error:
+        # Out of descriptors, memory or processes, say.
+        code, sentence = CANNOT_WORK, f"It cannot go on: {error}."
+    if sentence is not None:
+        Output().write(f"freeze-proxy: {sentence}\n", LAST_PATIENCE)
     sys.exit(code)
 
 
@@ -107,7 +113,7 @@ def main() -> None:
     """Keep servers warm without letting them burn CPU between requests."""
 
 
-@main.command(context_settings={"ignore_unknown_options": False})
+@main.command(context_settings={"allow_interspersed_args": False})
 @_common
 @click.option("--port", type=click.IntRange(1, 65535), help="Where the server will listen; by default a free port.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

@@ -49,10 +49,15 @@ class Readiness:
         address = self._addresses[self._turn % len(self._addresses)]
         try:
             self._socket = tcp_socket(address)
+            # From a port of its own that is known beforehand: where nobody listens, a connection may reach itself,
+            # and would hold the port that the server is about to listen on.
+            self._socket.bind(("::" if ":" in address[0] else "0.0.0.0", 0))  # noqa: S104 - does not listen
         except OSError:
-            self._again()  # no IPv6 here, say
+            self._close()  # no IPv6 here, say
+            self._again()
             return
-        refused = self._socket.connect_ex(address)
+        itself = self._socket.getsockname()[1] == address[1]
+        refused = errno.ECONNREFUSED if itself else self._socket.connect_ex(address)
         if refused and refused != errno.EINPROGRESS:
             self._close()
             self._again()

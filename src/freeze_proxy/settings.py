@@ -43,12 +43,15 @@ def idle_stream(text: str) -> float | None:
 
 
 def address(text: str) -> tuple[str, int]:
-    """``(host, port)`` from ``127.0.0.1:8080``, ``[::1]:8080``, ``localhost:8080`` or ``:8080`` (all addresses)."""
+    """``(host, port)`` from ``127.0.0.1:8080``, ``[::1]:8080``, ``localhost:8080`` or ``:8080`` (all addresses).
+
+    A host that is a name stays one.
+    """
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535 or (":" in bare and bare == host):
         raise ValueError(f"{text!r} is not an address: write host and port, such as 127.0.0.1:8080 or [::1]:8080.")
-    return {"": "0.0.0.0", "localhost": "127.0.0.1"}.get(bare, bare), int(port)  # noqa: S104 - only where asked for
+    return bare or "0.0.0.0", int(port)  # noqa: S104 - only where asked for
 
 
 def written(address: tuple[str, int]) -> str:

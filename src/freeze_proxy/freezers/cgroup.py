@@ -178,6 +178,8 @@ def mounts() -> dict[str, tuple[str, str]]:
         for line in file:
             left, _, right = line.partition(" - ")
             fields, (kind, _source, options) = left.split(), right.split(None, 2)
+            if not kind.startswith("cgroup"):
+                continue
             root, point = (field.encode().decode("unicode_escape") if "\\" in field else field for field in fields[3:5])
             if kind == "cgroup2":
                 found.setdefault("cgroup2", (point, root))
@@ -223,6 +225,8 @@ def create(hierarchy: str, name: str) -> str:
     if parent is None:
         raise FreezeError(f"There is no {_SPOKEN.get(hierarchy, hierarchy)} hierarchy on this machine.")
     path = os.path.join(parent, name)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)  # of a process that had our PID before, and was killed together with its guard
     try:
         os.mkdir(path)
     except OSError as error:
@@ -230,7 +234,9 @@ def create(hierarchy: str, name: str) -> str:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             hint = "; run as root, or in a delegated cgroup (systemd-run --user --scope -p Delegate=yes …)"
         raise FreezeError(f"No cgroup can be made in {parent}: {error.strerror}{hint}.") from error
-    if not os.access(os.path.join(path, "cgroup.procs"), os.W_OK):
+    # On v2 a process is moved by who may write to the common ancestor, too.
+    needed = [path, parent] if hierarchy == "cgroup2" else [path]
+    if not all(os.access(os.path.join(directory, "cgroup.procs"), os.W_OK) for directory in needed):
         os.rmdir(path)
         raise FreezeError(f"Processes cannot be moved to cgroups in {parent}; it is not delegated to this user.")
     return path
@@ -253,27 +259,43 @@ def members(path: str) -> list[int]:
     return pids
 
 
+def populated(path: str) -> bool:
+    """Whether there is a living process in a cgroup or below it."""
+    try:
+        with open(os.path.join(path, "cgroup.events"), encoding="ascii") as file:
+            return "populated 1" in file.read()
+    except OSError:
+        return bool(members(path))
+
+
 def kill(path: str) -> None:
-    """SIGKILL to every process in a cgroup and below it; on v1 it takes effect when they are thawed."""
-    with contextlib.suppress(OSError), open(os.path.join(path, "cgroup.kill"), "w", encoding="ascii") as file:
-        file.write("1")
-        return
-    for pid in members(path):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """SIGKILL to every process in a cgroup and below it, and thaw what is frozen of it: v1 lets nothing frozen die."""
+    try:
+        with open(os.path.join(path, "cgroup.kill"), "w", encoding="ascii") as file:
+            file.write("1")
+    except OSError:
+        for pid in members(path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    for directory in reversed(subtree(path)):
+        for name, thawed in (("cgroup.freeze", "0"), ("freezer.state", "THAWED")):
+            with contextlib.suppress(OSError):
+                fd = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.write(fd, thawed.encode())
+                finally:
+                    os.close(fd)
 
 
 def remove(path: str, patience: float = 1.0) -> bool:
     """Remove a cgroup and all below it, once the last of its processes has gone; returns whether it is gone."""
     deadline = time.monotonic() + patience
-    while os.path.isdir(path):
-        try:
+    while True:
+        with contextlib.suppress(OSError):
             for directory in subtree(path):
                 os.rmdir(directory)
-        except FileNotFoundError:
-            pass
-        except OSError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.005)  # its processes are dying; there is no event for the last step of that on v1
-    return True
+        if not os.path.isdir(path):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)  # Its processes are dying; there is no event for the last step of that on v1.

@@ -14,6 +14,9 @@ import signal
 
 from freeze_proxy.freezers import FreezeError, Freezer, processes
 
+_MOST_LOOKS = 100
+"""How often a tree is searched for new processes at once: one that forks without end would never let go."""
+
 
 class ProcessFreezer(Freezer):
     """Stops all that descends from ``root``, and ``root`` itself unless ``spare_root``. Leaves alone what had been
@@ -29,12 +32,15 @@ class ProcessFreezer(Freezer):
         self._also = also
         self._stopped: dict[int, int] = {}  # PID to start time, of those that were stopped by this
         self.where = f"the process tree {'below ' if spare_root else 'of '}PID {root}"
-        self._found_stopped = {pid for pid in self._members() if processes.stands_still(pid)}
+        self._found_stopped = {
+            pid: processes.started(pid) for pid in self._members() if processes.state(pid) == processes.STOPPED
+        }
 
     def freeze(self) -> bool:
         """Stop them; then look for those that were forked meanwhile, until there are none."""
-        while self._stop_new():
-            pass
+        for _ in range(_MOST_LOOKS):
+            if not self._stop_new():
+                break
         return self.frozen()
 
     def still(self) -> bool:
@@ -47,7 +53,7 @@ class ProcessFreezer(Freezer):
         return not self._stop_new() and all(processes.stands_still(pid) for pid in self._stopped)
 
     def thaw(self) -> None:
-        """Continue those that were stopped, children before parents."""
+        """Continue those that were stopped by this, children before parents."""
         for pid, started in reversed(self._stopped.items()):
             if processes.started(pid) == started:
                 self._signal(pid, signal.SIGCONT)
@@ -56,7 +62,7 @@ class ProcessFreezer(Freezer):
     def rescue(self) -> None:
         """Continue all that stand still, but those that stood still from the beginning."""
         for pid in reversed(self._members()):
-            if pid not in self._found_stopped:
+            if self._found_stopped.get(pid) != processes.started(pid):
                 self._signal(pid, signal.SIGCONT)
 
     def cpu_seconds(self) -> float:
@@ -82,8 +88,8 @@ class ProcessFreezer(Freezer):
         new = False
         for pid in self._members():
             started = processes.started(pid)
-            if started is None or self._stopped.get(pid) == started or pid in self._found_stopped:
-                continue
+            if started is None or self._stopped.get(pid) == started or processes.state(pid) == processes.STOPPED:
+                continue  # gone, or stopped: by this already, or by somebody whose business it is to continue it
             if self._signal(pid, signal.SIGSTOP):
                 self._stopped[pid] = started
                 new = True

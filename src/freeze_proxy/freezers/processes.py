@@ -3,15 +3,16 @@
 import os
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+STOPPED = "T"
 _PARENT, _CPU, _START = 1, slice(11, 15), 19
 
 
 def stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the state on; ``None`` where there is no such process."""
+    """The fields of /proc/PID/stat from the state on; ``None`` where there is no such process, or it is hidden."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
 
 
@@ -28,6 +29,12 @@ def started(pid: int) -> int | None:
     """When it started, in clock ticks since boot: with the PID, its identity."""
     fields = stat(pid)
     return int(fields[_START]) if fields else None
+
+
+def state(pid: int) -> str | None:
+    """The letter for its state, such as ``STOPPED``."""
+    fields = stat(pid)
+    return fields[0] if fields else None
 
 
 def everyone() -> list[int]:
@@ -92,7 +99,7 @@ def stat_of_thread(pid: int, thread: str) -> list[str] | None:
     try:
         with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
 
 

@@ -2,14 +2,17 @@
 
 import contextlib
 import os
-import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
-from freeze_proxy.local.guard import Command
+from freeze_proxy.freezers import FreezeError
+from freeze_proxy.local.addresses import free_port, is_taken, leads_to, open_listener, places, resolve
+from freeze_proxy.local.guard import Command, Guard, Plan
 from freeze_proxy.local.options import Failure, Options
-from freeze_proxy.local.plans import plan_for_cgroup, plan_for_command, plan_for_process
-from freeze_proxy.local.session import Session, free_port, open_listener
+from freeze_proxy.local.plans import clear_after, plan_for_cgroup, plan_for_command, plan_for_process, plan_from
+from freeze_proxy.local.session import Session
 from freeze_proxy.relay import Address
+from freeze_proxy.settings import written
 
 __all__ = ["Failure", "Options", "attach", "run"]
 
@@ -19,29 +22,90 @@ def run(options: Options, argv: Sequence[str], port: int | None) -> int:
 
     ``port`` is where it will listen; by default a free one. It is told in the variable ``PORT``.
     """
-    if port is None:
-        port = free_port()
-    elif taken(port):
-        raise Failure(f"Port {port}, where the server is to listen, is in use already: choose another with --port.")
+    _check_report(options)
     with contextlib.closing(open_listener(options.listen)) as listener:
-        plan, about = plan_for_command(options.freezer, options.settings.mode == "throttle")
+        if port is None:
+            port = free_port()
+        elif listener.getsockname()[1] == port:
+            raise Failure(f"Port {port} cannot be both the server's and freeze-proxy's: choose another with --port.")
+        elif is_taken(port):
+            raise Failure(f"Port {port}, where the server is to listen, is in use already: choose another with --port.")
+        proxy, throttle = os.getpid(), options.settings.mode == "throttle"
+        command = Command(argv, environment(port))
         try:
-            session = Session(options, listener, plan, Command(argv, {**os.environ, "PORT": str(port)}))
-            return session.keep([("127.0.0.1", port), ("::1", port)], about)
+            guard = Guard(partial(plan_for_command, options.freezer, throttle, proxy), command)
+        except Failure:
+            clear_after(proxy)
+            raise
+        plan = plan_from(guard.spec)
+        try:
+            return Session(options, listener, guard, plan, command).keep(places(port), guard.about)
         finally:
-            plan.clear()
+            if not plan.clear():
+                options.reporter.note("left", "the server's cgroup cannot be removed: a process in it does not end.")
 
 
 def attach(options: Options, pid: int | None, path: str | None, target: Address) -> int:
     """Keep a server that runs, known by its process or its cgroup, until a signal or its end. Raises ``Failure``."""
+    _check_report(options)
     throttle = options.settings.mode == "throttle"
-    plan = plan_for_process(pid, options.freezer, throttle) if pid else plan_for_cgroup(path or "", throttle)
-    with contextlib.closing(open_listener(options.listen)) as listener:
-        session = Session(options, listener, plan, None)
-        return session.keep([target], "")
+    targets = resolve(target)
+    with contextlib.ExitStack() as stack:
+        pidfd = None
+        if pid is not None:
+            pidfd = _open_process(pid)
+            stack.callback(os.close, pidfd)
+            plan = plan_for_process(pid, options.freezer, throttle)
+        else:
+            plan = plan_for_cgroup(path or "", throttle)
+        _check_running(plan)
+        listener = stack.enter_context(contextlib.closing(open_listener(options.listen)))
+        if any(leads_to(listener, place) for place in targets):
+            raise Failure(f"{written(target)} is where freeze-proxy itself listens: choose another with --listen.")
+        guard = Guard(lambda: (plan, ""), None, may_thaw=options.settings.mode in ("freeze", "throttle"))
+        session = Session(options, listener, guard, plan, None)
+        if pidfd is not None:
+            session.watch_process(pidfd)
+        else:
+            session.watch_cgroup(os.path.realpath(path or ""))
+        return session.keep(targets, "")
 
 
-def taken(port: int) -> bool:
-    """Whether somebody listens on this port already."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def environment(port: int) -> Mapping[str, str]:
+    """COMMAND's environment: our own as it was handed to us, and ``PORT``."""
+    ours = dict(os.environ)
+    with contextlib.suppress(OSError), open("/proc/self/environ", "rb") as file:
+        # In a C locale the interpreter sets this for itself (PEP 538).
+        handed = [entry for entry in file.read().split(b"\0") if entry.startswith(b"LC_CTYPE=")]
+        ours.pop("LC_CTYPE", None)
+        for entry in handed:
+            ours["LC_CTYPE"] = os.fsdecode(entry.partition(b"=")[2])
+    return {**ours, "PORT": str(port)}
+
+
+def _check_report(options: Options) -> None:
+    if options.report is not None:
+        directory = os.path.dirname(options.report) or "."
+        if not os.access(options.report if os.path.exists(options.report) else directory, os.W_OK):
+            why = "it cannot be written by this user" if os.path.isdir(directory) else f"there is no {directory}"
+            raise Failure(f"The report {options.report} cannot be written: {why}.")
+
+
+def _check_running(plan: Plan) -> None:
+    """Whose target stands still already is not ours to thaw."""
+    try:
+        freezer = plan.freezer(0)
+        try:
+            if freezer.still():
+                raise Failure(f"Somebody has stopped {freezer.where} already: let it run, then attach to it.")
+        finally:
+            freezer.close()
+    except FreezeError as error:
+        raise Failure(str(error)) from error
+
+
+def _open_process(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise Failure(f"There is no process {pid}.") from error

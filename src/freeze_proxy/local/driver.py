@@ -44,7 +44,7 @@ class LocalDriver(Driver):
         except FreezeError as error:
             # A failed freeze leaves the target running.
             with contextlib.suppress(FreezeError):
-                self.freezer.rescue()
+                self.freezer.thaw()
             self.keeper.failed(ticket, str(error))
             return
         if done:

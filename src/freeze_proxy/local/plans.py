@@ -11,15 +11,19 @@ from freeze_proxy.local.options import Failure
 
 
 class GroupPlan(Plan):
-    """A cgroup that was made for COMMAND."""
+    """A cgroup that was made for COMMAND, to be frozen in the way ``kind``."""
 
-    def __init__(self, path: str, freezer: Callable[[str], Freezer]) -> None:
+    def __init__(self, path: str, kind: str) -> None:
         self._path = path
-        self._freezer = freezer
+        self._kind = kind
 
     def freezer(self, guard: int) -> Freezer:
         """The freezer of the cgroup."""
-        return self._freezer(self._path)
+        return _FREEZERS[self._kind](self._path)
+
+    def spec(self) -> list[str]:
+        """Path and kind."""
+        return [self._path, self._kind]
 
     def join(self) -> None:
         """Moves this process into it."""
@@ -30,9 +34,9 @@ class GroupPlan(Plan):
         """Kills all in it."""
         cgroup.kill(self._path)
 
-    def clear(self) -> None:
+    def clear(self) -> bool:
         """Removes it."""
-        cgroup.remove(self._path)
+        return cgroup.remove(self._path)
 
 
 class TreePlan(Plan):
@@ -54,9 +58,36 @@ class FoundPlan(Plan):
         return self._freezer()
 
 
-def plan_for_command(wanted: str, throttle: bool) -> tuple[Plan, str]:
-    """How COMMAND is going to be frozen, and why not in a better way (or nothing). Raises ``Failure``."""
-    name = f"freeze-proxy-{os.getpid()}"
+_FREEZERS: dict[str, Callable[[str], Freezer]] = {
+    "cgroup2": cgroup.Cgroup2Freezer,
+    "cgroup1": cgroup.Cgroup1Freezer,
+    "throttle": cgroup.ThrottleFreezer,
+}
+
+
+def plan_from(spec: list[str]) -> Plan:
+    """The plan for COMMAND that is like the one with this ``spec``, which another process has made."""
+    return GroupPlan(*spec) if spec else TreePlan()
+
+
+def clear_after(proxy: int) -> None:
+    """Remove the cgroups that were made for a proxy, by a guard that has not lived to tell of them."""
+    for hierarchy in ("cgroup2", "freezer", "cpu"):
+        parent = cgroup.place(hierarchy)
+        if parent is not None:
+            cgroup.remove(os.path.join(parent, _name(proxy)))
+
+
+def _name(proxy: int) -> str:
+    return f"freeze-proxy-{proxy}"
+
+
+def plan_for_command(wanted: str, throttle: bool, proxy: int) -> tuple[Plan, str]:
+    """How the COMMAND of a proxy is going to be frozen, and why not in a better way (or nothing).
+
+    Makes the cgroup. Raises ``Failure``.
+    """
+    name = _name(proxy)
     kinds = {"auto": ("cgroup2", "cgroup1")}.get(wanted, (wanted,))
     reasons = []
     for kind in kinds:
@@ -68,8 +99,8 @@ def plan_for_command(wanted: str, throttle: bool) -> tuple[Plan, str]:
             if throttle:
                 return _throttle_plan(kind, name), ""
             if kind == "cgroup2":
-                return GroupPlan(cgroup.create("cgroup2", name), cgroup.Cgroup2Freezer), ""
-            return GroupPlan(cgroup.create("freezer", name), cgroup.Cgroup1Freezer), ""
+                return GroupPlan(cgroup.create("cgroup2", name), kind), ""
+            return GroupPlan(cgroup.create("freezer", name), kind), ""
         except FreezeError as error:
             reasons.append(str(error))
     if wanted == "auto" and not throttle:
@@ -79,19 +110,21 @@ def plan_for_command(wanted: str, throttle: bool) -> tuple[Plan, str]:
 
 def _throttle_plan(kind: str, name: str) -> Plan:
     if kind == "cgroup1":
-        return GroupPlan(cgroup.create("cpu", name), cgroup.ThrottleFreezer)
+        return GroupPlan(cgroup.create("cpu", name), "throttle")
     path = cgroup.create("cgroup2", name)
     if os.path.exists(os.path.join(path, "cpu.max")):
-        return GroupPlan(path, cgroup.ThrottleFreezer)
+        return GroupPlan(path, "throttle")
     os.rmdir(path)
     raise FreezeError(f"The cpu controller is not enabled for cgroups in {os.path.dirname(path)}.")
 
 
 def plan_for_cgroup(path: str, throttle: bool) -> Plan:
     """How the cgroup at this path is frozen. Raises ``Failure``."""
-    path = os.path.abspath(path)
+    path = os.path.realpath(path)
     if not os.path.exists(os.path.join(path, "cgroup.procs")):
         raise Failure(f"{path} is not a cgroup: there is no cgroup.procs in it.")
+    if not cgroup.populated(path):
+        raise Failure(f"There is no process in the cgroup {path}.")
     if os.getpid() in cgroup.members(path):
         raise Failure(f"freeze-proxy itself runs in {path} and would freeze with it; start it from another cgroup.")
     kinds: list[tuple[str, Callable[[str], Freezer]]] = [

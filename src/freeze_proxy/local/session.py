@@ -2,32 +2,38 @@
 
 import _socket
 import contextlib
-import errno
 import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 
-from freeze_proxy.freezers import FreezeError
+from freeze_proxy.freezers import FreezeError, cgroup
 from freeze_proxy.gate import FROZEN, Gate
 from freeze_proxy.keeper import Keeper, Witness
 from freeze_proxy.local.driver import DryFreezer, LocalDriver
-from freeze_proxy.local.guard import Command, Guard, Plan
+from freeze_proxy.local.guard import Command, Guard, Plan, end_descendants, reap
 from freeze_proxy.local.ledger import Ledger
 from freeze_proxy.local.options import CANNOT_WORK, NEVER_LISTENED, Failure, Options
-from freeze_proxy.local.status import Reporter, table
+from freeze_proxy.local.status import LAST_PATIENCE, Reporter, table
 from freeze_proxy.loop import READ, Loop, Timer
 from freeze_proxy.readiness import Readiness
-from freeze_proxy.relay import Address, Relay, listen
+from freeze_proxy.relay import Address, Relay
 from freeze_proxy.settings import written
 
 _STATUS_PERIOD = 0.2
-_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_NOT_PASSED_ON = {
+    getattr(signal, f"SIG{name}")
+    for name in (
+        *("KILL", "STOP", "TSTP", "TTIN", "TTOU", "CONT", "CHLD", "PIPE"),  # for this process itself
+        *("SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "XCPU", "XFSZ"),  # by what this process does itself
+    )
+}
 _LAST = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _DRAIN = 2.0
 """Seconds that clients have to fetch what the server said before it ended."""
+_LOOK_PERIOD = 1.0
+"""Seconds between two looks whether there is anybody left in a cgroup."""
 
 
 class DryRelay(Relay):
@@ -69,42 +75,20 @@ class Both(Witness):
         self._reporter.refused(exchanges)
 
 
-def open_listener(address: Address) -> _socket.socket:
-    """Listens. Raises ``Failure`` with what to do about it."""
-    try:
-        return listen(address)
-    except OSError as error:
-        where = written(address)
-        if error.errno == errno.EADDRINUSE:
-            sentence = f"{where} is in use already: choose another address with --listen, or end what listens there."
-        elif error.errno == errno.EADDRNOTAVAIL:
-            sentence = f"{where} cannot be listened on: {address[0]} is not an address of this machine."
-        elif error.errno == errno.EACCES:
-            sentence = f"{where} cannot be listened on by this user: ports below 1024 are for root."
-        else:
-            sentence = f"{where} cannot be listened on: {error.strerror}."
-        raise Failure(sentence) from error
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Session:
     """One server being kept, from the first try to reach it to the last thaw."""
 
-    def __init__(self, options: Options, listener: _socket.socket, plan: Plan, command: Command | None) -> None:
+    def __init__(
+        self, options: Options, listener: _socket.socket, guard: Guard, plan: Plan, command: Command | None
+    ) -> None:
         self._options = options
         self._listener = listener
+        self._guard = guard
         self._plan = plan
-        self._guard = Guard(plan, command)
         try:
-            freezer = plan.freezer(self._guard.pid)
+            freezer = plan.freezer(guard.pid)
         except FreezeError as error:
-            self._guard.end()
+            guard.end()
             raise Failure(str(error)) from error
         self._real_freezer = freezer
         settings = options.settings
@@ -119,7 +103,8 @@ class Session:
         self._timeout: Timer | None = None
         self._failure: Failure | None = None
         self._code = 0
-        self._ending = False
+        self._ending = False  # COMMAND has been told to end, or we to leave
+        self._ended = False
         self._command = command
         self._pid: int | None = None
 
@@ -130,8 +115,9 @@ class Session:
         """
         wakeup = self._watch_signals()
         try:
-            self._loop.watch(self._guard.fileno(), READ, self._on_guard)
             self._targets, self._about = targets, about
+            self._loop.watch(self._guard.fileno(), READ, self._on_guard)
+            self._loop.soon(lambda: self._on_guard(READ))  # for what it has said already
             path, timeout = self._options.ready_path, self._options.start_timeout
             self._readiness = Readiness(self._loop, targets, path, self._on_ready)
             self._timeout = self._loop.at(self._loop.now + timeout, self._on_timeout)
@@ -179,7 +165,8 @@ class Session:
             "guard": self._guard.pid,
         }
         options.reporter.start(sentence, facts)
-        self._status()
+        if options.reporter.wants_status:
+            self._status()
 
     def _on_guard(self, _events: int) -> None:
         for word, *rest in self._guard.hear():
@@ -191,10 +178,13 @@ class Session:
                 self._on_ended(int(rest[0]))
         if self._guard.gone:
             self._loop.forget(self._guard.fileno())
+            if self._ended:
+                return  # It was ended when COMMAND had ended already.
             self._fail(Failure("The guard process was ended by somebody; the server is not kept without it."))
 
     def _on_ended(self, code: int) -> None:
         """COMMAND has ended."""
+        self._ended = True
         self._code = code
         if self._relay is None:
             if not self._ending:
@@ -203,9 +193,38 @@ class Session:
                 self._fail(Failure(sentence, code or CANNOT_WORK))
             self._loop.stop()
             return
+        self._part(self._loop.now + _DRAIN)
+
+    def watch_process(self, pidfd: int) -> None:
+        """The server that is attached to ends when this process does."""
+
+        def ended(_events: int) -> None:
+            self._loop.forget(pidfd)
+            self._on_target_ended()
+
+        self._loop.watch(pidfd, READ, ended)
+
+    def watch_cgroup(self, path: str) -> None:
+        """The server that is attached to ends when nobody is left in this cgroup."""
+        if cgroup.populated(path):
+            self._loop.at(self._loop.now + _LOOK_PERIOD, lambda: self.watch_cgroup(path))
+        else:
+            self._on_target_ended()
+
+    def _on_target_ended(self) -> None:
+        self._ended = True
+        if self._relay is None:
+            self._fail(Failure(f"The server ended before it could be reached at {self._where_expected()}."))
+            return
+        self._options.reporter.note("gone", "the server has ended.")
+        self._part(self._loop.now + _DRAIN)
+
+    def _part(self, deadline: float) -> None:
+        """Freeze no more, take no more connections, and stop when the exchanges in flight have ended."""
+        assert self._relay is not None
         self._keeper.disarm()
         self._relay.stop_accepting()
-        self._drain(self._loop.now + _DRAIN)
+        self._drain(deadline)
 
     def _drain(self, deadline: float) -> None:
         """Stop when clients have fetched what is on its way to them."""
@@ -242,8 +261,9 @@ class Session:
         ours.setblocking(False)
         theirs.setblocking(False)
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        for number in (*_PASSED_ON, signal.SIGTSTP):
-            if signal.getsignal(number) != signal.SIG_IGN:
+        for number in signal.valid_signals() - _NOT_PASSED_ON | {signal.SIGTSTP}:
+            # One that is ignored here is ignored by COMMAND too, unless it sets a handler.
+            if self._command is not None or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: None)
 
         def read(_events: int) -> None:
@@ -257,7 +277,7 @@ class Session:
     def _on_signal(self, number: int) -> None:
         """Thaw first; then it is COMMAND's, or, where the server is not ours, for ourselves."""
         if number == signal.SIGTSTP:
-            self._awake_for(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+            self._awake_for(self._stop_a_while)
         elif self._command is not None:
             if number in _LAST:
                 self._ending = True
@@ -271,6 +291,11 @@ class Session:
         act()
         self._keeper.ended()
 
+    def _stop_a_while(self) -> None:
+        """Like any other job that is stopped; SIGCONT goes on here."""
+        self._options.reporter.suspend()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
     def _leave(self) -> None:
         """Leave a server that was there before: thawed, and when the exchanges in flight have ended. Twice: at once."""
         self._keeper.disarm()
@@ -278,21 +303,22 @@ class Session:
             self._loop.stop()
             return
         self._ending = True
-        self._relay.stop_accepting()
-        self._drain(float("inf"))
+        self._part(float("inf"))
 
     # The end.
 
     def _finish(self) -> None:
         """Thaw, end what we started, and give the numbers."""
         with contextlib.suppress(FreezeError):
-            self._real_freezer.rescue()
+            if self._command is not None:
+                self._real_freezer.rescue()
+            elif not self._keeper.gate.open:
+                self._freezer.thaw()
         now = self._loop.now
         report = self._ledger.report(now, self._keeper.requests)
         self._guard.end()
         if self._guard.gone and self._command is not None:
-            self._plan.kill()
-            self._plan.clear()
+            end_descendants(self._plan, reap)
         self._real_freezer.close()
         self._loop.close()
         report |= {"freezer": self._freezer.kind, "where": self._freezer.where, "exit_code": self._code}
@@ -301,11 +327,13 @@ class Session:
         if served:
             options.reporter.end(report)
             if options.print_table:
-                sys.stderr.write(table(report))
+                options.reporter.output.write(table(report), LAST_PATIENCE)
         if served and options.report is not None:
             try:
                 with open(options.report, "w", encoding="utf-8") as file:
                     json.dump(report, file, indent=2)
                     file.write("\n")
             except OSError as error:
-                self._failure = Failure(f"The report {options.report} cannot be written: {error.strerror}.")
+                self._failure = self._failure or Failure(
+                    f"The report {options.report} cannot be written: {error.strerror}."
+                )
