@@ -7,6 +7,7 @@ the data of the run.
 
 import argparse
 import contextlib
+import ctypes
 import http.client
 import json
 import signal
@@ -30,6 +31,7 @@ SLEEPTALKER = ROOT / "examples" / "sleeptalker" / "sleeptalker.py"
 START_PATIENCE = 60.0
 END_PATIENCE = 15.0
 REQUEST_PATIENCE = 20.0
+PR_SET_PDEATHSIG = 1
 
 PLAN = ((2.0, "request 1"), (5.0, "request 2"), (1.0, "request 3"), (5.0, "request 4"))
 """Seconds from one request's beginning to the next one's: 2 and 3 overlap, and before the others it is quiet."""
@@ -248,7 +250,13 @@ def freeze_proxy(recorder: Recorder, report: Path, options: list[str]) -> Iterat
     command += ["--log-format", "auto", "--report", str(report), *options, "--", sys.executable, str(SLEEPTALKER)]
     # A session of its own: Ctrl-C comes to the demo alone, which then ends freeze-proxy in good order.
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        preexec_fn=die_with_the_demo,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -264,6 +272,11 @@ def freeze_proxy(recorder: Recorder, report: Path, options: list[str]) -> Iterat
         end(process)
         for reader in readers:
             reader.join()
+
+
+def die_with_the_demo() -> None:
+    """In the child that becomes freeze-proxy: SIGTERM when the demo is gone, even by SIGKILL (prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def end(process: subprocess.Popen[str]) -> int:
@@ -351,6 +364,8 @@ def main() -> int:
         "options", nargs="*", metavar="OPTION", help="passed on to freeze-proxy run, after --: -- --freezer process"
     )
     arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     console = Console(highlight=False)
     console.print(f"A server that prints a tick every 500 ms, and {len(PLAN)} requests of two seconds each:\n")
     try:
