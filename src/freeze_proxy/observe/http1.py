@@ -358,8 +358,9 @@ class Http1:
         head = data.lower()
         if head.find(b"content-length") >= 0 or head.find(b"transfer-encoding") >= 0:
             return False
-        if head.find(b"\r\nconnection:") >= 0 or head.find(b" http/1.0\r\n") >= 0:
-            self.last = says_last(head, head.find(b" http/1.0\r\n") >= 0)
+        old = head.endswith(b" http/1.0", 0, head.find(b"\r\n"))
+        if old or head.find(b"\r\nconnection:") >= 0:
+            self.last = self.last or says_last(head, old)
         if len(data) <= REMEMBERED and not self.last:
             self._asked = data
         return True
