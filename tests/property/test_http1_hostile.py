@@ -157,6 +157,60 @@ def test_the_counts_do_not_depend_on_how_the_bytes_are_cut(
         watched.close()
 
 
+_ASKED = [
+    b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: i\r\n\r\n",
+    b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
+    b"GET / HTTP/1.1\r\nX: HTTP/1.0\r\n\r\n",
+    b"GET / HTTP/1.0\r\nX: HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n",
+    b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nok",
+    b"GET / HTTP/1.1\r\nHost: h\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost",
+]
+_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+_GIVEN = [
+    _ANSWER,
+    _ANSWER[:-2] + b"no",
+    _ANSWER[:-2],
+    b"ok",
+    _ANSWER[:-1],
+    b"k",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nok",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
+    b"HTTP/1.1 204 OK\r\nContent-Length: 2\r\n\r\n",
+    b"HTTP/1.1 204 OK\r\nContent-Length: 2\r\n\r\nok",
+    b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\nok\r\n0\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n" + _ANSWER,
+]
+
+
+@examples(1500)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(_ASKED[:1] * 6 + _ASKED), st.sampled_from(_GIVEN[:1] * 6 + _GIVEN), st.integers(0, 70)
+        ),
+        max_size=12,
+    )
+)
+def test_what_is_known_again_counts_as_if_it_were_new(exchanges: list[tuple[bytes, bytes, int]]) -> None:
+    """Requests and responses that are like those before them, or almost: the short cut is not taken in by that."""
+    whole, cut = Watched(), Watched()
+    for asked, given_, place in exchanges:
+        for side, data in ((CLIENT, asked), (SERVER, given_)):
+            whole.feed(side, data)
+            cut.feed_cut(side, data, [place, place + 1])
+            assert cut.picture == whole.picture
+    whole.close()
+    cut.close()
+
+
 @examples(300)
 @given(scripts, st.lists(st.sampled_from(["sweep", "server closed", "nothing"]), min_size=6, max_size=6))
 def test_anything_at_any_time(script: list[tuple[str, bytes]], between: list[str]) -> None:
@@ -182,8 +236,6 @@ def test_random_bytes(script: list[tuple[str, bytes]]) -> None:
         watched.feed(side, data)
     watched.close()
 
-
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 AMBIGUOUS_REQUESTS = {
     "length and chunked": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",

@@ -1,6 +1,5 @@
 """The HTTP/2 observer against h2: the same streams, whatever both sides do, however the bytes are cut."""
 
-from random import Random
 from typing import Any
 
 from h2.errors import ErrorCodes
@@ -9,54 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.examples import examples
-from tests.support.http2_traffic import REQUEST, RESPONSE, Talk
+from tests.support.http2_traffic import ACTS, REQUEST, RESPONSE, SIZES, Script, Talk, long_script, play
 from tests.support.tallies import CLIENT, SERVER
 
-_OFTEN = [(CLIENT, "open"), (SERVER, "answer"), (SERVER, "answer"), (CLIENT, "data"), (SERVER, "data"), (CLIENT, "end")]
-_ACTS = [
-    *_OFTEN,
-    *_OFTEN,
-    (SERVER, "end"),
-    (SERVER, "push"),
-    (SERVER, "interim"),
-    *((side, what) for side in (CLIENT, SERVER) for what in ("trailers", "reset", "window", "ping", "settings")),
-    (CLIENT, "priority"),
-]
-_SIZES = [1, 2, 8, 9, 10, 24, 50, 300, 1 << 20, 1 << 20, 1 << 20]
-
-Script = list[tuple[str, str, int, bool]]
-
-
-def long_script(seed: int, length: int) -> Script:
-    """Many acts, with deliveries between them."""
-    random = Random(seed)
-    script = []
-    for _ in range(length):
-        if random.random() < 0.5:
-            script.append((*random.choice(_ACTS), random.randrange(64), random.random() < 0.3))
-        else:
-            script.append((random.choice([CLIENT, SERVER]), "deliver", random.choice(_SIZES), False))
-    return script
-
-
 acts = st.builds(
-    lambda act, choice, flag: (*act, choice, flag), st.sampled_from(_ACTS), st.integers(0, 63), st.booleans()
+    lambda act, choice, flag: (*act, choice, flag), st.sampled_from(ACTS), st.integers(0, 63), st.booleans()
 )
 deliveries = st.tuples(
-    st.sampled_from([CLIENT, SERVER]), st.just("deliver"), st.sampled_from(_SIZES) | st.integers(1, 200), st.just(False)
+    st.sampled_from([CLIENT, SERVER]), st.just("deliver"), st.sampled_from(SIZES) | st.integers(1, 200), st.just(False)
 )
 # Short ones shrink well; long ones get somewhere.
 scripts: st.SearchStrategy[Script] = st.lists(acts | deliveries, max_size=30) | st.builds(
     long_script, st.integers(0, 1 << 40), st.integers(20, 200)
 )
-
-
-def play(talk: Talk, script: Script) -> None:
-    for side, what, choice, flag in script:
-        if what == "deliver":
-            talk.deliver(side, choice)
-        else:
-            talk.act(side, what, choice, flag)
 
 
 @examples(1000)

@@ -5,6 +5,7 @@ hyperframe, which h2 is built on, has parsed.
 """
 
 from collections.abc import Callable
+from random import Random
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -23,12 +24,31 @@ from hyperframe.frame import (
 )
 
 from freeze_proxy.observe import Http2
+from freeze_proxy.observe.http2 import PREFACE
 from tests.support.tallies import CLIENT, SERVER, Watched
 
 REQUEST = [(":method", "GET"), (":path", "/"), (":scheme", "http"), (":authority", "h")]
 RESPONSE = [(":status", "200"), ("server", "test")]
 LARGE = [("x-large", "".join(chr(33 + index * 7 % 90) for index in range(20_000)))]
 """Enough for a CONTINUATION."""
+
+
+DATA, HEADERS, PRIORITY, RST, SETTINGS, PUSH, PING, GOAWAY, WINDOW, CONTINUATION = range(10)
+END_STREAM, ACK, END_HEADERS = 1, 1, 4
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def greeted() -> Watched:
+    """A connection whose handshake is over."""
+    watched = Watched(Http2)
+    watched.feed(CLIENT, PREFACE + frame(SETTINGS))
+    watched.feed(SERVER, frame(SETTINGS) + frame(SETTINGS, ACK))
+    watched.feed(CLIENT, frame(SETTINGS, ACK))
+    assert watched.observer.in_flight == 0
+    return watched
 
 
 class Reference:
@@ -330,3 +350,38 @@ class Talk:
         if not (client.gone or server.gone):
             for end in (client, server):
                 assert self.observer.in_flight == end.h2.open_outbound_streams + end.h2.open_inbound_streams
+
+
+_OFTEN = [(CLIENT, "open"), (SERVER, "answer"), (SERVER, "answer"), (CLIENT, "data"), (SERVER, "data"), (CLIENT, "end")]
+ACTS = [
+    *_OFTEN,
+    *_OFTEN,
+    (SERVER, "end"),
+    (SERVER, "push"),
+    (SERVER, "interim"),
+    *((side, what) for side in (CLIENT, SERVER) for what in ("trailers", "reset", "window", "ping", "settings")),
+    (CLIENT, "priority"),
+]
+SIZES = [1, 2, 8, 9, 10, 24, 50, 300, 1 << 20, 1 << 20, 1 << 20]
+
+Script = list[tuple[str, str, int, bool]]
+
+
+def long_script(seed: int, length: int) -> Script:
+    """Many acts, with deliveries between them."""
+    random = Random(seed)
+    script = []
+    for _ in range(length):
+        if random.random() < 0.5:
+            script.append((*random.choice(ACTS), random.randrange(64), random.random() < 0.3))
+        else:
+            script.append((random.choice([CLIENT, SERVER]), "deliver", random.choice(SIZES), False))
+    return script
+
+
+def play(talk: Talk, script: Script) -> None:
+    for side, what, choice, flag in script:
+        if what == "deliver":
+            talk.deliver(side, choice)
+        else:
+            talk.act(side, what, choice, flag)

@@ -79,7 +79,7 @@ class Watched:
         assert self.tally.in_flight == self.observer.in_flight == 0
 
     @property
-    def picture(self) -> tuple[int, int, int, int, bool, bool, bool]:
+    def picture(self) -> tuple[int, int, int, int, bool, bool, bool, bool]:
         """All that is to be the same for every way of cutting the bytes."""
         observer, tally = self.observer, self.tally
         return (
@@ -90,6 +90,7 @@ class Watched:
             observer.opaque,
             observer.whole,
             observer.reusable,
+            observer.last,
         )
 
 
