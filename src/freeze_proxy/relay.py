@@ -166,6 +166,10 @@ class Relay(Gated):
         self.loop.at(self.loop.now + period, lambda: self._sweep(period))
 
 
+def _nothing(_events: int) -> None:
+    """Handles the events of a side that is closed; there are none."""
+
+
 class Side:
     """One socket of a connection: what it is watched for, and the unsent ``tail`` of what goes to it."""
 
@@ -235,6 +239,7 @@ class Side:
         if reset:
             self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, _RESET_ON_CLOSE)
         self._loop.close_after(self.socket)
+        self._handler = _nothing  # it holds the connection, which holds this: the memory would wait for a collection
 
 
 class Connection:
