@@ -158,7 +158,6 @@ class Running:
 
     def stdout(self) -> bytes:
         """What the server has written to its standard output."""
-        self._out.flush()
         return Path(self._out.name).read_bytes()
 
     # The kernel's word.
@@ -173,6 +172,10 @@ class Running:
             return "frozen 1" in Path(self.where, "cgroup.events").read_text().splitlines()
         if self.freezer == "cgroup1":
             return Path(self.where, "freezer.state").read_text().strip() == "FROZEN"
+        if self.freezer == "throttle":
+            for quota in ("cpu.max", "cpu.cfs_quota_us"):
+                if (path := Path(self.where, quota)).exists():
+                    return path.read_text().split()[0] not in ("max", "-1")
         assert self.freezer == "process", self.freezer
         return all(process_state(pid) == "T" for pid in self.processes())
 

@@ -33,7 +33,25 @@ def node(_tmp_path: Path) -> Command:
     return [need_program("node", "nodejs"), str(_HERE / "node.js")]
 
 
-def nginx(tmp_path: Path) -> Command:
+def nginx_h2c(tmp_path: Path) -> Command:
+    """nginx that speaks HTTP/2 with prior knowledge, and nothing else."""
+    return nginx(tmp_path, "http2")
+
+
+def grpc_server(_tmp_path: Path) -> Command:
+    return [sys.executable, "-m", "tests.traffic.servers.grpc_server"]
+
+
+def websocket_server(_tmp_path: Path) -> Command:
+    return [sys.executable, "-m", "tests.traffic.servers.websocket_server"]
+
+
+def ticker(_tmp_path: Path) -> Command:
+    """Prints the time every 20 ms, whatever else happens."""
+    return [sys.executable, "-m", "tests.traffic.servers.ticker"]
+
+
+def nginx(tmp_path: Path, protocol: str = "") -> Command:
     """A master and two workers, with their own directory for each start."""
     program = need_program("nginx", "nginx-light")
     root = tmp_path / "nginx"
@@ -47,7 +65,7 @@ def nginx(tmp_path: Path) -> Command:
     if not big.exists():
         with big.open("wb") as file:
             file.truncate(1 << 30)  # sparse: costs no disk
-    template = (_HERE / "nginx.conf").read_text().replace("@FILES@", str(files))
+    template = (_HERE / "nginx.conf").read_text().replace("@FILES@", str(files)).replace("@PROTOCOL@", protocol)
     (root / "template").write_text(template)
     make = f'd=$(mktemp -d {root}/run-XXXXXX); sed -e "s|@PORT@|$PORT|g" -e "s|@ROOT@|$d|g" {root}/template > $d/conf'
     return ["sh", "-c", f"{make}; exec {program} -p $d -c $d/conf"]

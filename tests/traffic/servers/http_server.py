@@ -57,7 +57,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _answer(self) -> None:
-        name, _, argument = self.path.lstrip("/").partition("/")
+        name, _, argument = self.path.partition("?")[0].lstrip("/").partition("/")
         number = int(argument) if argument.isdigit() else 0
         if name == "upload":
             size = crc = 0

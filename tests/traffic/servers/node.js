@@ -97,4 +97,6 @@ async function answer(request, response) {
 }
 
 // A client that leaves half-way ends its own request and nothing else.
-http.createServer((request, response) => answer(request, response).catch(() => response.destroy())).listen(Number(process.env.PORT), "127.0.0.1");
+const server = http.createServer((request, response) => answer(request, response).catch(() => response.destroy()));
+if (process.env.KEEP_ALIVE_MS) server.keepAliveTimeout = Number(process.env.KEEP_ALIVE_MS);
+server.listen(Number(process.env.PORT), "127.0.0.1");

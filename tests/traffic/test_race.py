@@ -1,0 +1,142 @@
+"""Nothing is lost when requests arrive at the very moment of a freeze.
+
+With a grace of 2 ms the next freeze is ordered 2 ms after a response. Each try sends a request at a random moment from
+1 ms before that to 3 ms after it, so that it meets a server awake, about to be frozen, half frozen, and frozen.
+"""
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+
+from tests.support.raw import RawClient, request
+from tests.support.running import Event, Running
+from tests.support.servers import SERVERS, nginx, nginx_h2c
+
+GRACE = 0.002
+EARLY, LATE = 0.001, 0.003
+LONGEST = 2.0
+"""Seconds that any answer may take: well below the time after which it would be refused."""
+
+
+def _moments(tries: int) -> Iterator[int]:
+    """The numbers of the tries, each after a pause that ends around the next freeze."""
+    chance = random.Random(tries)
+    for number in range(tries):
+        time.sleep(GRACE + chance.uniform(-EARLY, LATE))
+        yield number
+
+
+def _judge(report: Event, tries: int, latencies: list[float]) -> None:
+    assert len(latencies) == tries
+    assert max(latencies) < LONGEST
+    assert sorted(latencies)[tries // 2] < 0.02
+    assert report["requests"] == tries
+    assert report["refused"] == 0
+    assert report["failures"] == 0
+    assert report["freezes"] > tries / 4, "The tries did not meet freezes."
+
+
+@pytest.mark.parametrize(("freezer", "tries"), [("auto", 4000), ("cgroup1", 1000), ("process", 1000)])
+def test_on_a_kept_connection(tmp_path: Path, freezer: str, tries: int) -> None:
+    latencies = []
+    with Running(tmp_path, nginx(tmp_path), "--grace", "2ms", "--freezer", freezer) as running:
+        client = RawClient(running.port)
+        for number in _moments(tries):
+            since = time.monotonic()
+            assert b"GET /echo?%d\n" % number in client.exchange(request("GET", f"/echo?{number}"))
+            latencies.append(time.monotonic() - since)
+        client.close()
+        report = running.end()
+    _judge(report, tries, latencies)
+
+
+def test_on_new_connections(tmp_path: Path) -> None:
+    tries = 2000
+    latencies = []
+    with Running(tmp_path, nginx(tmp_path), "--grace", "2ms") as running:
+        for number in _moments(tries):
+            since = time.monotonic()
+            client = RawClient(running.port)
+            assert b"GET /echo?%d\n" % number in client.exchange(request("GET", f"/echo?{number}"))
+            client.close()
+            latencies.append(time.monotonic() - since)
+        report = running.end()
+    _judge(report, tries, latencies)
+
+
+def test_several_at_once(tmp_path: Path) -> None:
+    """Four clients, each at a random moment around the same freeze."""
+    rounds, clients = 1000, 4
+    chance = random.Random(rounds)
+    latencies = []
+    with Running(tmp_path, nginx(tmp_path), "--grace", "2ms") as running:
+        raw = [RawClient(running.port) for _ in range(clients)]
+        for round_ in range(rounds):
+            start = time.monotonic() + GRACE
+            offsets = sorted((chance.uniform(-EARLY / 4, LATE), client) for client in range(clients))
+            sent = {}
+            for offset, client in offsets:
+                time.sleep(max(0.0, start + offset - time.monotonic()))
+                sent[client] = time.monotonic()
+                raw[client].socket.sendall(request("GET", f"/echo?{round_}-{client}"))
+            for client, since in sent.items():
+                assert f"GET /echo?{round_}-{client}\n".encode() in raw[client].read_response("GET")
+                latencies.append(time.monotonic() - since)
+        for client_ in raw:
+            client_.close()
+        report = running.end()
+    assert report["freezes"] > rounds / 8
+    assert report["refused"] == 0
+    assert report["requests"] == len(latencies) == rounds * clients
+    assert max(latencies) < LONGEST
+
+
+def test_on_an_http2_connection(tmp_path: Path) -> None:
+    tries = 2000
+    latencies = []
+    with Running(tmp_path, nginx_h2c(tmp_path), "--grace", "2ms") as running:
+        client = RawClient(running.port)
+        protocol = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        protocol.initiate_connection()
+        for number in _moments(tries):
+            since = time.monotonic()
+            stream = protocol.get_next_available_stream_id()
+            fields = [(":method", "GET"), (":path", f"/echo?{number}"), (":scheme", "http"), (":authority", "x.test")]
+            protocol.send_headers(stream, fields, end_stream=True)
+            client.socket.sendall(protocol.data_to_send())
+            body, ended = b"", False
+            while not ended:
+                data = client.socket.recv(65536)
+                assert data, "The connection was closed."
+                for event in protocol.receive_data(data):
+                    if isinstance(event, h2.events.DataReceived):
+                        body += event.data
+                        protocol.acknowledge_received_data(event.flow_controlled_length or 0, stream)
+                    ended = ended or isinstance(event, h2.events.StreamEnded)
+                if reply := protocol.data_to_send():
+                    client.socket.sendall(reply)
+            assert body.startswith(b"GET /echo?%d\n" % number)
+            latencies.append(time.monotonic() - since)
+        client.close()
+        report = running.end()
+    _judge(report, tries, latencies)
+
+
+def test_keep_alive_timers_that_run_out_during_a_freeze_harm_no_request(tmp_path: Path) -> None:
+    """The server would close its idle connections at the very moment at which a request thaws it."""
+    command, environment = SERVERS["node"](tmp_path), {"KEEP_ALIVE_MS": "60"}
+    with Running(tmp_path, command, "--grace", "20ms", environment=environment) as running:
+        clients = [RawClient(running.port) for _ in range(5)]
+        for number in range(20):
+            for client in clients:
+                assert b"GET /echo?%d\n" % number in client.exchange(request("GET", f"/echo?{number}"))
+            running.await_frozen()
+            time.sleep(0.08)  # longer than the server's keep-alive
+        for client in clients:
+            client.close()
