@@ -54,6 +54,9 @@ class Witness:
     def frozen(self, at: float, took: float) -> None:
         """The target stands still since ``at``, ``took`` seconds after that was ordered."""
 
+    def thawing(self) -> None:
+        """The target is about to be thawed. Unlike the others this is told before, and somebody waits: be quick."""
+
     def thawed(self, at: float, waited: float | None) -> None:
         """The target runs; it stood still until ``at``, when the thaw was ordered.
 
@@ -162,6 +165,7 @@ class Keeper(Tally):
             self._ordered_at = time.monotonic()
             self._driver.freeze(order.ticket)
         elif order.kind == THAW:
+            self.witness.thawing()
             self._ordered_at = time.monotonic()
             self._driver.thaw(order.ticket)
         else:

@@ -13,6 +13,8 @@ class Freezer:
 
     kind = ""
     where = ""
+    cpu_is_quick = False
+    """Whether ``cpu_seconds`` takes a few microseconds only."""
 
     def freeze(self) -> bool:
         """Begin to freeze; returns whether the target stands still already."""

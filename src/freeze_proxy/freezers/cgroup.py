@@ -59,6 +59,7 @@ class Cgroup2Freezer(Freezer):
     """Freezes a cgroup of the v2 hierarchy, with all below it."""
 
     kind = "cgroup2"
+    cpu_is_quick = True
 
     def __init__(self, path: str) -> None:
         self.where = path

@@ -17,6 +17,7 @@ class Ledger(Witness):
         self._began = now
         self._frozen_at: float | None = None
         self._cpu = self._cpu_now()
+        self._idle_counted = False
         self.freezes = 0
         self.refusals = 0
         self.failures = 0
@@ -36,10 +37,17 @@ class Ledger(Witness):
         self._frozen_at = at
         self.cpu_serving += self._cpu_since()
 
+    def thawing(self) -> None:
+        """Reads the CPU time before the target runs, where that takes no longer than it is worth."""
+        if self._frozen_at is not None and self._freezer.cpu_is_quick:
+            self.cpu_idle += self._cpu_since()
+            self._idle_counted = True
+
     def thawed(self, at: float, waited: float | None) -> None:
         """Adds up the time that it stood still, and what an exchange had to wait for the thaw."""
         self.count_frozen(at)
         self._frozen_at = None
+        self._idle_counted = False
         if waited is not None:
             self.thaws.add(waited)
 
@@ -56,7 +64,8 @@ class Ledger(Witness):
         if self._frozen_at is not None:
             self.frozen_seconds += max(0.0, now - self._frozen_at)
             self._frozen_at = now
-            self.cpu_idle += self._cpu_since()
+            if not self._idle_counted:
+                self.cpu_idle += self._cpu_since()
         else:
             self.cpu_serving += self._cpu_since()
 
