@@ -18,7 +18,8 @@ The rules it keeps:
 3. An exchange that begins in any state but AWAKE leads to a thaw at once; those that begin meanwhile wait together
    and go together.
 4. Every order has a ticket of its own, and an answer counts only if it bears the ticket of the newest order: an
-   answer that comes late cannot move the gate.
+   answer that comes late cannot move the gate. Only a thaw that has merely been repeated since counts as well: nothing
+   that could stop the target was ordered in between, and a driver slower than the repetition is to be believed, too.
 5. A thaw is tried until it succeeds. Exchanges wait for it for ``thaw_timeout`` at most; then they are refused, and
    the trying goes on.
 
@@ -100,6 +101,7 @@ class Gate:
         "_armed",
         "_breathing",
         "_disarmed",
+        "_first_thaw",
         "_freeze_pause",
         "_not_before",
         "_refuse_at",
@@ -123,6 +125,7 @@ class Gate:
         self._disarmed = settings.mode == "off"
         self._breathing = False
         self._ticket = 0
+        self._first_thaw = 0  # the first order since which nothing but thaws was ordered
         self._not_before = 0.0
         self._freeze_pause = FIRST_PAUSE
         self._retry_at = FOREVER
@@ -153,6 +156,7 @@ class Gate:
                     self._plan_freeze(now + self._settings.grace)
             else:
                 self._refuse_at = FOREVER
+                self.deadline = self._retry_at
 
     # Facts about the target.
 
@@ -174,21 +178,24 @@ class Gate:
 
     def lost(self, now: float) -> Order | None:
         """Whatever carries out the orders has lost sight of the target: unless it is awake, thaw it anew."""
-        return None if self.open else self._thaw(now)
+        if self.open:
+            return None
+        order = self._thaw(now)
+        self._first_thaw = order.ticket
+        return order
 
     # Answers to orders.
 
     def done(self, ticket: int, now: float) -> None:
         """The order with this ticket has been carried out."""
-        if ticket != self._ticket:
-            return
-        if self.state == FREEZING:
+        if self.state == THAWING:
+            if self._first_thaw <= ticket <= self._ticket:
+                self._wake(now)
+        elif self.state == FREEZING and ticket == self._ticket:
             self.state = FROZEN
             self._freeze_pause = FIRST_PAUSE
             breathe = self._settings.breathe
             self.deadline = now + breathe[0] if breathe else FOREVER
-        elif self.state == THAWING:
-            self._wake(now)
 
     def failed(self, ticket: int, now: float) -> None:
         """The order with this ticket could not be carried out; after a failed freeze the target runs."""
@@ -234,8 +241,9 @@ class Gate:
         if self.state != THAWING:
             self.state = THAWING
             self._retry_pause = FIRST_RETRY
+            self._first_thaw = self._ticket + 1
         # An order that is never answered counts as lost after the time that an exchange would wait for it.
-        self._retry_at = now + self._settings.thaw_timeout
+        self._retry_at = now + max(self._settings.thaw_timeout, LAST_RETRY)
         self.deadline = min(self._retry_at, self._refuse_at)
         return self._order(THAW)
 
