@@ -243,7 +243,7 @@ class Gate:
             self._retry_pause = FIRST_RETRY
             self._first_thaw = self._ticket + 1
         # An order that is never answered counts as lost after the time that an exchange would wait for it.
-        self._retry_at = now + max(self._settings.thaw_timeout, LAST_RETRY)
+        self._retry_at = now + max(self._settings.thaw_timeout, FIRST_RETRY)
         self.deadline = min(self._retry_at, self._refuse_at)
         return self._order(THAW)
 
