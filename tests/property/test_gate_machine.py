@@ -12,12 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from freeze_proxy.gate import (
     AWAKE,
     FIRST_PAUSE,
+    FIRST_RETRY,
     FOREVER,
     FREEZE,
     FREEZING,
     FROZEN,
     LAST_PAUSE,
-    LAST_RETRY,
     MODES,
     REFUSE,
     THAW,
@@ -291,7 +291,7 @@ class World(RuleBasedStateMachine):
         """From here on thaws succeed, though slowly. Whatever has been: it ends awake, and it freezes again."""
         if not hasattr(self, "gate"):
             return
-        slow = 2.5 * max(self.settings.thaw_timeout, LAST_RETRY)
+        slow = 2.5 * max(self.settings.thaw_timeout, FIRST_RETRY)
         self.an_exchange_begins()
         coming = [(self.now + slow, order) for order in self.orders[-1:]]  # which replaces all before it
         self.orders.clear()
