@@ -59,6 +59,7 @@ class Relay(Gated):
     """Accepts on ``listener`` and relays to ``target``, by the will of ``keeper``'s gate."""
 
     __slots__ = (
+        "_lingering_timed",
         "buffer",
         "connections",
         "gate",
@@ -82,6 +83,7 @@ class Relay(Gated):
         self.connections: set[Connection] = set()
         self.waiting: set[Connection] = set()
         self.lingering: dict[Connection, float] = {}  # until when
+        self._lingering_timed = False
         keeper.gated = self
 
     def start(self, idle_stream: float | None = None) -> None:
@@ -148,7 +150,8 @@ class Relay(Gated):
 
     def linger(self, connection: "Connection") -> None:
         """Give the client a while to fetch what it was sent last, then close."""
-        if not self.lingering:
+        if not self._lingering_timed:
+            self._lingering_timed = True  # one timer for all: clients that leave at once would heap up one each
             self.loop.at(self.loop.now + LINGER, self._end_lingering)
         self.lingering[connection] = self.loop.now + LINGER
 
@@ -158,6 +161,7 @@ class Relay(Gated):
                 self.loop.at(until, self._end_lingering)
                 return
             connection.close()
+        self._lingering_timed = False
 
     def _sweep(self, period: float) -> None:
         for connection in self.connections:
