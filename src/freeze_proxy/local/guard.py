@@ -20,7 +20,7 @@ so for every orphaned group; other processes of a frozen cgroup stay frozen, and
 
 The words on the socket: to the guard a line each, ``signal N`` and ``end``; from it a JSON list on a line each,
 ``["planned", SPEC, ABOUT]`` or ``["impossible", CODE, SENTENCE]`` first, then ``["started", PID]`` or
-``["unstartable", CODE, SENTENCE]``, and ``["ended", CODE]``.
+``["unstartable", CODE, SENTENCE]``, ``["signalled", N]`` for each signal, and ``["ended", CODE]``.
 """
 
 import contextlib
@@ -302,6 +302,7 @@ class _Guarding:
                     if word == b"end":
                         return True
                     self._signal(int(number))
+                    self._say("signalled", int(number))
 
     def _signal(self, number: int) -> None:
         if self._main is None:

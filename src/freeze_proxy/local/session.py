@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
 
 from freeze_proxy.freezers import FreezeError, cgroup
 from freeze_proxy.gate import FROZEN, Gate
@@ -25,13 +24,17 @@ _STATUS_PERIOD = 0.2
 _NOT_PASSED_ON = {
     getattr(signal, f"SIG{name}")
     for name in (
-        *("KILL", "STOP", "TSTP", "TTIN", "TTOU", "CONT", "CHLD", "PIPE"),  # for this process itself
+        *("KILL", "STOP", "TSTP", "CONT", "CHLD", "PIPE"),  # for this process itself
         *("SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "XCPU", "XFSZ"),  # by what this process does itself
     )
 }
+_OF_A_TERMINAL = {signal.SIGTTIN, signal.SIGTTOU}
+"""Where there is a terminal, they are the kernel's word to this process; elsewhere they can only be for COMMAND."""
 _LAST = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _DRAIN = 2.0
 """Seconds that clients have to fetch what the server said before it ended."""
+_AFTER_SIGNAL = 0.5
+"""Seconds that COMMAND runs at least after it was sent a signal, to do what the signal asks for."""
 _LOOK_PERIOD = 1.0
 """Seconds between two looks whether there is anybody left in a cgroup."""
 
@@ -58,6 +61,10 @@ class Both(Witness):
         """To both."""
         self._ledger.frozen(at, took)
         self._reporter.frozen(at, took)
+
+    def thawing(self) -> None:
+        """To the ledger: nobody should wait for the reporter."""
+        self._ledger.thawing()
 
     def thawed(self, at: float, waited: float | None) -> None:
         """To both."""
@@ -174,6 +181,8 @@ class Session:
                 self._pid = int(rest[0])
             elif word == "unstartable":
                 self._fail(Failure(rest[1], int(rest[0])))
+            elif word == "signalled":
+                self._on_signalled(int(rest[0]))
             elif word == "ended":
                 self._on_ended(int(rest[0]))
         if self._guard.gone:
@@ -261,7 +270,8 @@ class Session:
         ours.setblocking(False)
         theirs.setblocking(False)
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        for number in signal.valid_signals() - _NOT_PASSED_ON | {signal.SIGTSTP}:
+        kept = _NOT_PASSED_ON | (_OF_A_TERMINAL if _has_terminal() else set())
+        for number in signal.valid_signals() - kept | {signal.SIGTSTP}:
             # One that is ignored here is ignored by COMMAND too, unless it sets a handler.
             if self._command is not None or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: None)
@@ -275,21 +285,27 @@ class Session:
         return ours
 
     def _on_signal(self, number: int) -> None:
-        """Thaw first; then it is COMMAND's, or, where the server is not ours, for ourselves."""
+        """It is COMMAND's, or, where the server is not ours, for ourselves."""
         if number == signal.SIGTSTP:
-            self._awake_for(self._stop_a_while)
+            self._keeper.held()
+            self._stop_a_while()
+            self._keeper.ended()
         elif self._command is not None:
-            if number in _LAST:
-                self._ending = True
-                self._keeper.disarm()
-            self._awake_for(lambda: self._guard.signal(number))
+            self._ending = self._ending or number in _LAST
+            self._guard.signal(number)
         elif number in (*_LAST, signal.SIGHUP):
             self._leave()
 
-    def _awake_for(self, act: Callable[[], None]) -> None:
+    def _on_signalled(self, number: int) -> None:
+        """COMMAND has been sent a signal, and runs now, if it did not, to act on it.
+
+        In this order: a signal that comes right after the thaw can meet a program between its look for signals and
+        the system call that it takes up again, and is then not seen until that returns.
+        """
+        if number in _LAST:
+            self._keeper.disarm()
         self._keeper.held()
-        act()
-        self._keeper.ended()
+        self._loop.at(self._loop.now + _AFTER_SIGNAL, self._keeper.ended)
 
     def _stop_a_while(self) -> None:
         """Like any other job that is stopped; SIGCONT goes on here."""
@@ -337,3 +353,11 @@ class Session:
                 self._failure = self._failure or Failure(
                     f"The report {options.report} cannot be written: {error.strerror}."
                 )
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
