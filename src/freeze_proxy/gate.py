@@ -197,10 +197,13 @@ class Gate:
             breathe = self._settings.breathe
             self.deadline = now + breathe[0] if breathe else FOREVER
 
-    def failed(self, ticket: int, now: float) -> None:
-        """The order with this ticket could not be carried out; after a failed freeze the target runs."""
-        if ticket != self._ticket:
-            return
+    def failed(self, ticket: int, now: float) -> bool:
+        """The order with this ticket could not be carried out; after a failed freeze the target runs.
+
+        Returns whether that counts; if so, it will be tried again.
+        """
+        if ticket != self._ticket or self.open:
+            return False
         if self.state == FREEZING:
             self._postpone(now)
             self._wake(now)
@@ -208,6 +211,9 @@ class Gate:
             self._retry_at = now + self._retry_pause
             self._retry_pause = min(self._retry_pause * 2, LAST_RETRY)
             self.deadline = min(self._retry_at, self._refuse_at)
+        else:
+            return False
+        return True
 
     # Time.
 
@@ -242,8 +248,9 @@ class Gate:
             self.state = THAWING
             self._retry_pause = FIRST_RETRY
             self._first_thaw = self._ticket + 1
-        # An order that is never answered counts as lost after the time that an exchange would wait for it.
-        self._retry_at = now + max(self._settings.thaw_timeout, FIRST_RETRY)
+        # An order without an answer is repeated after half the time that an exchange would wait for it: none is to be
+        # refused because one answer was lost.
+        self._retry_at = now + max(self._settings.thaw_timeout / 2, FIRST_RETRY)
         self.deadline = min(self._retry_at, self._refuse_at)
         return self._order(THAW)
 

@@ -132,15 +132,15 @@ class Keeper(Tally):
     def failed(self, ticket: int, reason: str) -> None:
         """The order with this ticket has failed, for a reason to show to the user."""
         before, now = self.gate.state, time.monotonic()
-        self.gate.failed(ticket, now)
-        what = THAW if before == THAWING else FREEZE
-        self._loop.soon(lambda: self.witness.failed(what, reason))
-        self._compare(before, now)
+        if self.gate.failed(ticket, now):
+            what = THAW if before == THAWING else FREEZE
+            self._loop.soon(lambda: self.witness.failed(what, reason))
+            self._compare(before, now)
 
     # Inside.
 
     def _wait(self, order: Order | None) -> None:
-        if self._waiting_since is None:
+        if self._waiting_since is None or self.gate.in_flight == 1:  # those before it have given up
             self._waiting_since = time.monotonic()
         self._carry_out(order)
 
@@ -151,7 +151,7 @@ class Keeper(Tally):
             ordered = self._ordered_at
             self._loop.soon(lambda: self.witness.frozen(now, now - ordered))
         elif before == THAWING and state == AWAKE:
-            since, self._waiting_since = self._waiting_since, None
+            since, self._waiting_since = self._waiting_since if self.gate.in_flight else None, None
             self.gated.release()
             at, waited = self._ordered_at, None if since is None else now - since
             self._loop.soon(lambda: self.witness.thawed(at, waited))

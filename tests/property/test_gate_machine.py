@@ -48,6 +48,7 @@ class World(RuleBasedStateMachine):
         self.running = True
         self.serving = 0
         self.waiting: list[float] = []  # since when
+        self.first_of_them = now
         self.orders: list[Order] = []  # not carried out yet
         self.answers: list[tuple[str, int]] = []  # on their way
         self.told: list[tuple[str, int]] = []  # have arrived
@@ -66,7 +67,7 @@ class World(RuleBasedStateMachine):
             return
         if order.kind == REFUSE:
             assert self.waiting, "nobody waits"
-            assert self.now >= self.waiting[0] + self.settings.thaw_timeout, "refused too early"
+            assert self.now >= self.first_of_them + self.settings.thaw_timeout, "refused too early"
             assert self.gate.state == THAWING
             waiting, self.waiting = self.waiting, []
             for _ in waiting:
@@ -120,6 +121,8 @@ class World(RuleBasedStateMachine):
             assert self.gate.open
             self.serving += 1
         else:
+            if not self.waiting:
+                self.first_of_them = self.now  # they wait together, by the clock of the first
             self.waiting.append(self.now)
             if before == THAWING:
                 assert order is None

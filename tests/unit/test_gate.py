@@ -207,8 +207,9 @@ def test_who_waits_is_refused_after_the_timeout_and_the_trying_goes_on() -> None
     moved = Moved(THAWING, waiting=2)
     gate, since = moved.gate, moved.now
     gate.began(since + 1)
-    assert gate.deadline == since + TIMEOUT
+    assert gate.deadline == since + TIMEOUT / 2
     gate.failed(moved.ticket, since + TIMEOUT - 0.001)
+    assert gate.deadline == since + TIMEOUT
     assert gate.tick(since + TIMEOUT - 1e-6) is None
     order_of(gate.tick(since + TIMEOUT), REFUSE)
     for _ in range(3):
@@ -226,6 +227,7 @@ def test_who_waits_is_refused_after_the_timeout_and_the_trying_goes_on() -> None
 def test_a_refusal_and_a_retry_that_are_due_together_both_come_once() -> None:
     moved = Moved(THAWING, waiting=1)
     now = moved.now + TIMEOUT
+    moved.gate.lost(moved.now + TIMEOUT / 2)
     order_of(moved.gate.tick(now), REFUSE)
     order_of(moved.gate.tick(now), THAW)
     assert moved.gate.tick(now) is None
@@ -249,7 +251,7 @@ def test_when_everybody_that_waited_has_left_nobody_is_refused() -> None:
 def test_leaving_does_not_bring_the_next_try_forward() -> None:
     moved = Moved(THAWING, waiting=1)
     gate = moved.gate
-    retry_at = moved.now + 3 + TIMEOUT
+    retry_at = moved.now + 3 + TIMEOUT / 2
     gate.lost(moved.now + 3)
     assert gate.deadline == moved.now + TIMEOUT
     gate.ended(moved.now + 3)
@@ -258,22 +260,36 @@ def test_leaving_does_not_bring_the_next_try_forward() -> None:
 
 def test_a_thaw_that_is_never_answered_is_ordered_again() -> None:
     moved = Moved(THAWING)
-    again = order_of(moved.gate.tick(moved.now + TIMEOUT), THAW)
+    now = moved.now + TIMEOUT / 2
+    assert moved.gate.tick(now - 1e-6) is None
+    again = order_of(moved.gate.tick(now), THAW)
+    assert moved.gate.tick(now) is None
     assert again.ticket > moved.ticket
-    moved.gate.done(again.ticket, moved.now + TIMEOUT)
+    moved.gate.done(again.ticket, now)
     assert moved.gate.open
 
 
 def test_a_thaw_that_was_only_repeated_may_be_answered_late() -> None:
     """Or a driver that takes longer than the repetition would never be believed."""
     moved = Moved(THAWING)
-    order_of(moved.gate.tick(moved.now + TIMEOUT), THAW)
-    moved.gate.failed(moved.ticket, moved.now + TIMEOUT)
-    assert moved.gate.deadline == moved.now + 2 * TIMEOUT  # a failure of the older one says nothing
-    moved.gate.done(moved.ticket, moved.now + TIMEOUT + 1)
+    now = moved.now + TIMEOUT / 2
+    order_of(moved.gate.tick(now), THAW)
+    assert not moved.gate.failed(moved.ticket, now)
+    assert moved.gate.deadline == now + TIMEOUT / 2  # a failure of the older one says nothing
+    moved.gate.done(moved.ticket, now + 1)
     assert moved.gate.open
-    moved.gate.failed(moved.ticket + 1, moved.now + TIMEOUT + 2)
+    assert not moved.gate.failed(moved.ticket + 1, now + 2)
     assert moved.gate.open
+
+
+def test_nobody_is_refused_because_one_answer_was_lost() -> None:
+    """Whenever it comes, there is a new order within its time."""
+    for late in (0.0, 1e-6, TIMEOUT / 4, TIMEOUT / 2 - 1e-6):
+        moved = Moved(THAWING)
+        gate, now = moved.gate, moved.now + late
+        gate.began(now)
+        order_of(gate.tick(gate.deadline), THAW)
+        assert gate.deadline <= now + TIMEOUT
 
 
 def test_an_answer_from_before_the_loss_is_not_believed() -> None:
