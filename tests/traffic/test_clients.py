@@ -140,7 +140,7 @@ def h2c(tmp_path: Path) -> Iterator[Running]:
         assert running.end()["refused"] == 0
 
 
-def test_curl_with_http2(h2c: Running) -> None:
+def test_curl_with_http2(h2c: Running, tmp_path: Path) -> None:
     base = f"http://127.0.0.1:{h2c.port}"
     for _ in range(2):
         h2c.await_frozen()
@@ -150,7 +150,10 @@ def test_curl_with_http2(h2c: Running) -> None:
         h2c.await_frozen()
         assert len(_curl("--http2-prior-knowledge", f"{base}/fixed-1000000").stdout) == 1_000_000
     h2c.await_frozen()
-    assert _curl("--http2-prior-knowledge", "--data-binary", "x" * 100_000, f"{base}/echo").stdout.startswith("POST ")
+    upload = tmp_path / "upload"
+    upload.write_bytes(BODY)
+    posted = _curl("--http2-prior-knowledge", "--data-binary", f"@{upload}", f"{base}/upload").stdout
+    assert posted.startswith("POST ")
     h2c.await_frozen()
 
 

@@ -220,3 +220,19 @@ def test_clients_that_leave_half_way_hurt_nobody(pair: Pair) -> None:
     assert b" 200 OK" in client.exchange(request("GET", "/echo"))
     client.close()
     pair.running.await_frozen()
+
+
+def test_an_upload_that_is_too_large_gets_its_refusal(tmp_path: Path) -> None:
+    """nginx refuses it after the head, closes its side, and lets the client go on for a while."""
+    command = SERVERS["nginx"](tmp_path)
+    raw = request("POST", "/small", body=bytes(3_000_000))
+    with (
+        Direct(command, free_port(), await_port) as direct,
+        Running(tmp_path, command, "--grace", "20ms") as running,
+    ):
+        expected = _whatever_comes(direct.port, raw)
+        assert b" 413 " in expected
+        for _ in range(3):
+            running.await_frozen()
+            assert _whatever_comes(running.port, raw) == expected
+        running.await_frozen()
