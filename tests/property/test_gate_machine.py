@@ -257,6 +257,27 @@ class World(RuleBasedStateMachine):
         for since in self.waiting:
             assert self.now < since + self.settings.thaw_timeout, "waits longer than thaw_timeout"
 
+    # All at once, as it mostly goes; by single steps the machine would seldom come round.
+
+    @precondition(lambda self: self.gate.state == AWAKE and self.gate.deadline < FOREVER)
+    @rule()
+    def it_freezes(self) -> None:
+        self.orders.clear()
+        self.the_deadline_comes()
+        self.an_order_is_carried_out("done")
+        self.tell(self.answers.pop())
+        assert self.gate.state == FROZEN
+
+    @precondition(lambda self: self.gate.state == THAWING)
+    @rule(after=st.sampled_from([0.0, 0.1]))
+    def it_is_thawed(self, after: float) -> None:
+        self.now += after
+        self.orders.append(Order(THAW, max(self.tickets)))
+        while self.orders:
+            self.an_order_is_carried_out("done")
+        self.tell(self.answers.pop())
+        assert self.gate.state == AWAKE
+
     # The rules.
 
     @invariant()

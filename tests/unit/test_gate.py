@@ -203,6 +203,26 @@ def test_a_failed_thaw_is_tried_again_with_growing_pauses_without_end() -> None:
     assert gate.open
 
 
+def test_each_thaw_begins_with_the_first_pause_and_a_whole_timeout() -> None:
+    moved = Moved(THAWING, waiting=1)
+    gate, now, ticket = moved.gate, moved.now, moved.ticket
+    for _ in range(5):
+        gate.failed(ticket, now)
+        now = gate.deadline
+        ticket = order_of(gate.tick(now), THAW).ticket
+    gate.done(ticket, now)
+    gate.ended(now)
+    now = gate.deadline + TIMEOUT
+    gate.done(order_of(gate.tick(now), FREEZE).ticket, now)
+    thaw = order_of(gate.began(now), THAW)
+    assert gate.tick(now) is None
+    gate.failed(thaw.ticket, now)
+    assert gate.deadline == now + FIRST_RETRY
+    gate.failed(thaw.ticket, now + TIMEOUT - FIRST_RETRY / 2)
+    assert gate.deadline == now + TIMEOUT
+    order_of(gate.tick(now + TIMEOUT), REFUSE)
+
+
 def test_who_waits_is_refused_after_the_timeout_and_the_trying_goes_on() -> None:
     moved = Moved(THAWING, waiting=2)
     gate, since = moved.gate, moved.now
@@ -406,6 +426,15 @@ class TestBreathe:
         now += GRACE
         gate.done(order_of(gate.tick(now), FREEZE).ticket, now)
         assert gate.deadline == now + self.EVERY
+
+    def test_only_a_breath_is_followed_by_its_span(self) -> None:
+        gate, now = self.breathing()
+        now += self.SPAN
+        gate.done(order_of(gate.tick(now), FREEZE).ticket, now)
+        thaw = order_of(gate.began(now), THAW)
+        gate.ended(now)
+        gate.done(thaw.ticket, now)
+        assert gate.deadline == now + GRACE
 
     def test_a_breath_that_fails_is_tried_until_it_succeeds(self) -> None:
         moved = Moved(FROZEN, (self.EVERY, self.SPAN))
