@@ -40,6 +40,7 @@ _BACKEND = (
         server {{
             listen 127.0.0.1:{port} backlog=4096;
             location = / {{ return 200 "{small}"; }}
+            location = /varied {{ add_header X-Request-Id $request_id; return 200 "{small}"; }}
             location = /chunked {{ ssi on; ssi_types *; try_files /4k =404; }}
         }}
     }}

@@ -46,6 +46,7 @@ class Scenario:
     connections: int
     path: str = "/"
     headers: tuple[str, ...] = ()
+    script: str = "wrk.lua"
 
 
 _WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel") * 2
@@ -55,6 +56,7 @@ SCENARIOS = (
     Scenario("small-1", "small responses, 1 connection", 1),
     Scenario("small-16", "small responses, 16 connections", 16),
     Scenario("small-64", "small responses, 64 connections", 64),
+    Scenario("varied", "small responses, no two heads alike, 16 connections", 16, "/varied", script="wrk_varied.lua"),
     Scenario("headers", "small responses, 16 more request headers, 16 connections", 16, headers=SIXTEEN_HEADERS),
     Scenario("64k", "64 KiB responses, 16 connections", 16, "/64k"),
     Scenario("1m", "1 MiB responses, 16 connections", 16, "/1m"),
@@ -71,12 +73,12 @@ def compile_all() -> None:
 
 def load(scenario: Scenario, port: int, seconds: int) -> dict[str, Any]:
     """Have wrk load a port; returns what it measured."""
-    command = ["wrk", "-t1", f"-c{scenario.connections}", f"-d{seconds}s", "-s", str(ROOT / "bench/wrk.lua")]
+    command = ["wrk", "-t1", f"-c{scenario.connections}", f"-d{seconds}s", "-s", scenario.script]
     for header in scenario.headers:
         command += ["-H", header]
     command.append(f"http://127.0.0.1:{port}{scenario.path}")
     with on_cores(LOAD_CORE):
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, cwd=ROOT / "bench")
     lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
     if not lines:
         raise BenchError(f"wrk said nothing that can be used: {(ran.stderr or ran.stdout).strip()[-200:]}")
