@@ -28,8 +28,9 @@ KERNEL_ROOM = 32 << 20
 """Bytes that the kernel's socket buffers of two connections may hold, generously."""
 
 
-def exchange(client: socket.socket, server: socket.socket, request: bytes = GET, response: bytes = OK) -> None:
+def exchange_on_a_new_connection(client: socket.socket, upstream: Upstream, request: bytes, response: bytes) -> None:
     client.sendall(request)
+    server = upstream.accept()
     assert read_exactly(server, len(request)) == request
     server.sendall(response)
     assert read_exactly(client, len(response)) == response
@@ -584,6 +585,17 @@ def test_a_client_that_waits_for_the_end_of_the_last_response_gets_it(request_: 
         client.close()
         house.await_frozen()
         until(lambda: house.connections() == 0, "the connection is gone")
+
+
+def test_an_http_1_0_client_that_asks_for_it_keeps_its_connection_through_freezes() -> None:
+    asked = b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
+    kept = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"
+    with Upstream() as upstream, House(upstream.port) as house:
+        client = house.client()
+        for _ in range(3):
+            exchange_on_a_new_connection(client, upstream, asked, kept)
+            house.await_frozen()
+        client.close()
 
 
 def test_a_server_that_closes_an_idle_connection_closes_the_client_and_may_be_frozen() -> None:
