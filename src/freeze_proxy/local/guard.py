@@ -183,6 +183,7 @@ class _Guarding:
         self._main: subprocess.Popen[bytes] | None = None
         self._code: int | None = None
         self._daemonised = False
+        self._last: set[int] | None = None  # the daemons that have been told to end
         self._ending = False
         self._said_ended = False
 
@@ -313,7 +314,10 @@ class _Guarding:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self._code is not None:
                 # A daemon has left COMMAND's group with COMMAND's process.
-                for pid in descendants_of_first_rank():
+                daemons = children()
+                if number in _ENDING and self._last is None:
+                    self._last = set(daemons)
+                for pid in daemons:
                     os.kill(pid, number)
             elif number in _TO_THE_GROUP and os.getpgid(main) == main:
                 os.killpg(main, number)
@@ -325,17 +329,21 @@ class _Guarding:
             if self._main is not None and pid == self._main.pid:
                 self._code = self._main.returncode = code
                 self._daemonised = code == 0 and not self._ending and bool(processes.descendants(os.getpid()))
-            elif self._daemonised:
+            elif self._daemonised and (self._last is None or pid in self._last):
                 self._code = code
         self._tell_end()
 
     def _tell_end(self) -> None:
         """COMMAND has ended when its process has; but one that ends well and leaves others behind has daemonised.
 
-        Then it ends when the last of those does, whose code is COMMAND's.
+        Then it ends when the last of those does that have been told to, or else the last of all; its code is COMMAND's.
         """
-        if self._code is None or self._said_ended or (self._daemonised and processes.descendants(os.getpid())):
+        if self._code is None or self._said_ended:
             return
+        if self._daemonised:
+            left = processes.descendants(os.getpid()) if self._last is None else self._last.intersection(children())
+            if left:
+                return
         self._said_ended = True
         self._say("ended", self._code)
 
@@ -372,14 +380,15 @@ def end_descendants(plan: Plan, reap: Callable[[], object]) -> None:
         return True
 
     each(signal.SIGTERM)
+    each(signal.SIGCONT)  # who is stopped does not hear it otherwise
     all_ended_within(TERM_PATIENCE)
     plan.kill()
     each(signal.SIGKILL)
     all_ended_within(TERM_PATIENCE)
 
 
-def descendants_of_first_rank() -> list[int]:
-    """The guard's own children: where COMMAND's process has ended, the daemons that it left."""
+def children() -> list[int]:
+    """This process's own: where COMMAND's process has ended, the daemons that it left, and what they left."""
     own = os.getpid()
     return [pid for pid in processes.descendants(own) if processes.parent(pid) == own]
 

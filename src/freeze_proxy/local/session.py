@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 
 from freeze_proxy.freezers import FreezeError, cgroup
 from freeze_proxy.gate import FROZEN, Gate
@@ -33,6 +34,8 @@ _OF_A_TERMINAL = {signal.SIGTTIN, signal.SIGTTOU}
 _LAST = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _DRAIN = 2.0
 """Seconds that clients have to fetch what the server said before it ended."""
+_BEFORE_SIGNAL = 0.01
+"""Seconds from a thaw to the signal for which it was done."""
 _AFTER_SIGNAL = 0.5
 """Seconds that COMMAND runs at least after it was sent a signal, to do what the signal asks for."""
 _LOOK_PERIOD = 1.0
@@ -112,6 +115,7 @@ class Session:
         self._code = 0
         self._ending = False  # COMMAND has been told to end, or we to leave
         self._ended = False
+        self._signals: list[int] = []  # for COMMAND, when it has run a moment
         self._command = command
         self._pid: int | None = None
 
@@ -182,7 +186,7 @@ class Session:
             elif word == "unstartable":
                 self._fail(Failure(rest[1], int(rest[0])))
             elif word == "signalled":
-                self._on_signalled(int(rest[0]))
+                self._loop.at(self._loop.now + _AFTER_SIGNAL, self._keeper.ended)
             elif word == "ended":
                 self._on_ended(int(rest[0]))
         if self._guard.gone:
@@ -291,21 +295,32 @@ class Session:
             self._stop_a_while()
             self._keeper.ended()
         elif self._command is not None:
-            self._ending = self._ending or number in _LAST
-            self._guard.signal(number)
+            self._pass_on(number)
         elif number in (*_LAST, signal.SIGHUP):
             self._leave()
 
-    def _on_signalled(self, number: int) -> None:
-        """COMMAND has been sent a signal, and runs now, if it did not, to act on it.
+    def _pass_on(self, number: int) -> None:
+        """Send COMMAND a signal, thawed first.
 
-        In this order: a signal that comes right after the thaw can meet a program between its look for signals and
-        the system call that it takes up again, and is then not seen until that returns.
+        Not at once after the thaw: before its threads have taken up their system calls again, a signal may reach any of
+        them, and interrupt none, and many a program would see it only when the next request comes.
         """
+        was_awake = self._keeper.gate.open and not self._signals
+        self._keeper.held()  # until a while after the guard has sent it
         if number in _LAST:
+            self._ending = True
             self._keeper.disarm()
-        self._keeper.held()
-        self._loop.at(self._loop.now + _AFTER_SIGNAL, self._keeper.ended)
+        if was_awake:
+            self._guard.signal(number)
+            return
+        if not self._signals:
+            self._loop.at(time.monotonic() + _BEFORE_SIGNAL, self._send_signals)
+        self._signals.append(number)
+
+    def _send_signals(self) -> None:
+        signals, self._signals = self._signals, []
+        for number in signals:
+            self._guard.signal(number)
 
     def _stop_a_while(self) -> None:
         """Like any other job that is stopped; SIGCONT goes on here."""
