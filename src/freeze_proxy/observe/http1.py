@@ -121,16 +121,20 @@ def says_last(head: bytes, old: bool) -> bool:
 
     RFC 9112 §9.3.
     """
+    if not old and head.find(b"close") < 0:
+        return False
     kept = False
-    at = head.find(b"\r\nconnection:")
-    while at >= 0:
-        end = head.find(b"\r\n", at + 13)
-        value = head[at + 13 :] if end < 0 else head[at + 13 : end]
-        if value.find(b"close") >= 0:
-            return True
-        kept = kept or value.find(b"keep-alive") >= 0
-        at = head.find(b"\r\nconnection:", at + 13)
+    for line in head.split(b"\r\n")[1:]:
+        if line.startswith(b"connection:"):
+            if line.find(b"close") >= 0:
+                return True
+            kept = kept or line.find(b"keep-alive") >= 0
     return old and not kept
+
+
+def request_says_last(head: bytes) -> bool:
+    """Likewise, of a request."""
+    return says_last(head, head.find(b" http/1.0") >= 0 and head.partition(b"\r\n")[0].endswith(b" http/1.0"))
 
 
 class _Direction:
@@ -246,7 +250,6 @@ class Http1:
     __slots__ = (
         "_answer",
         "_answer_size",
-        "_answered",
         "_asked",
         "_asleep",
         "_began",
@@ -270,7 +273,6 @@ class Http1:
         self._asked = b""  # the last request without a body: most clients ask for the same again
         self._answer = b""  # the head of the last response to such a one
         self._answer_size = 0  # and the response's whole size
-        self._answered = 0  # the size of the head of a response that is whole in one read
         self._request = _Direction()
         self._response = _Direction()
         self._waiting: list[int] = []  # for each exchange that waits for its response: what to know of the request
@@ -320,7 +322,9 @@ class Http1:
 
     def from_server(self, data: bytes | bytearray, size: int) -> None:
         """The first ``size`` bytes of ``data`` are from the server, before they are sent on."""
-        if size == self._answer_size and self._pace == _ASKED and data.startswith(self._answer):
+        if self._pace == _ASKED and (
+            (size == self._answer_size and data.startswith(self._answer)) or self._is_ordinary(data, size)
+        ):
             self._pace = _IDLE
             self._waiting.clear()
             self.in_flight = 0
@@ -331,17 +335,11 @@ class Http1:
             response.left -= size
             return
         self._wake()
-        self._answered = 0
         try:
             self._responses(data, size)
         except Unclear:
             self._turn_opaque()
-        if self.reusable:
-            if self._pace == _ASKED and self._answered and not self.last:
-                self._answer, self._answer_size = bytes(data[: self._answered]), size
-            self._pace = _IDLE
-        else:
-            self._pace = _GENERAL
+        self._pace = _IDLE if self.reusable else _GENERAL
 
     def _is_plain(self, data: bytes) -> bool:
         """Whether this is exactly one request, and one without a body; if so, it is remembered."""
@@ -358,11 +356,45 @@ class Http1:
         head = data.lower()
         if head.find(b"content-length") >= 0 or head.find(b"transfer-encoding") >= 0:
             return False
-        old = head.endswith(b" http/1.0", 0, head.find(b"\r\n"))
-        if old or head.find(b"\r\nconnection:") >= 0:
-            self.last = self.last or says_last(head, old)
+        self.last = self.last or request_says_last(head)
         if len(data) <= REMEMBERED and not self.last:
             self._asked = data
+        return True
+
+    def _is_ordinary(self, data: bytes | bytearray, size: int) -> bool:
+        """Whether this is exactly one response, with a body of known length; if so, its head is remembered."""
+        if self._response.state != _START:
+            return False
+        end = data.find(b"\n\r\n", 0, size) + 3
+        head = bytes(data[: max(0, end - 4)]).lower()
+        status = head[9:12]
+        if (
+            not head.startswith(b"http/1.1 ")
+            or head[12:13] != b" "
+            or not b"200" <= status <= b"599"
+            or not status.isdigit()
+            or status in _BODILESS
+            or head.find(b"close") >= 0
+        ):
+            return False
+        at = head.find(b"\r\ncontent-length: ")
+        stop = head.find(b"\r\n", at + 18)
+        length = head[at + 18 : stop] if stop > 0 else head[at + 18 :]
+        if (
+            at < 0
+            or not length.isdigit()
+            or len(length) > 18
+            or end + int(length) != size
+            or head.find(b"content-length") != at + 2
+            or head.find(b"content-length", at + 18) >= 0
+            or head.find(b"transfer-encoding") >= 0
+            or (stop > 0 and head[stop + 2 : stop + 3] in b" \t")
+            or data[end - 4] != 13
+            or head.find(b"\n\n") >= 0
+        ):
+            return False
+        if end <= REMEMBERED:
+            self._answer, self._answer_size = bytes(data[:end]), size
         return True
 
     def server_closed(self) -> None:
@@ -440,26 +472,23 @@ class Http1:
             elif head.startswith(b"CONNECT "):
                 self._waiting[-1] = _CONNECT
         head = head.lower()
-        self.last = self.last or says_last(head, head.partition(b"\r\n")[0].endswith(b" http/1.0"))
+        self.last = self.last or request_says_last(head)
         self._request.expect(request_framing(head))
 
     def _responses(self, data: bytes | bytearray, size: int) -> None:
         response = self._response
-        at, began_at = 0, -1
+        at = 0
         while at < size and response.state < _OPAQUE:
             if response.state == _START:
                 if not self._waiting:
                     raise Unclear
                 response.state = _HEAD
-                began_at = at
             if response.state == _HEAD:
                 text, at = response.line(data, at, size, b"\n\r\n", HEAD_LIMIT)
                 if text is None:
                     return
                 if self._response_head(_head(text)):
                     continue
-                if not began_at and response.state in (_START, _LENGTH) and at <= REMEMBERED:
-                    self._answered = at
             else:
                 at = response.body(data, at, size)
             if response.state == _START:
