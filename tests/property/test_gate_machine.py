@@ -31,17 +31,17 @@ from tests.support.examples import examples
 settings_ = st.builds(
     Settings,
     grace=st.sampled_from([0.0, 0.1, 1.0]),
-    mode=st.sampled_from(MODES),
+    mode=st.sampled_from(["freeze"] * 8 + list(MODES)),
     thaw_timeout=st.sampled_from([0.0, 0.5, 5.0]),
-    breathe=st.sampled_from([None, None, (1.0, 0.05), (30.0, 0.2)]),
+    breathe=st.sampled_from([None, (1.0, 0.05), (30.0, 0.2)]),
 )
 
 
 class World(RuleBasedStateMachine):
     """One gate, and all that it decides about."""
 
-    @initialize(settings=settings_, now=st.sampled_from([0.0, 1e6]))
-    def begin_world(self, settings: Settings, now: float) -> None:
+    @initialize(settings=settings_, now=st.sampled_from([0.0, 1e6]), ready=st.sampled_from([True, True, False]))
+    def begin_world(self, settings: Settings, now: float, ready: bool) -> None:
         self.settings = settings
         self.gate = Gate(settings)
         self.now = now
@@ -59,6 +59,8 @@ class World(RuleBasedStateMachine):
         self.breath = False
         self.not_before = 0.0
         self.pause = FIRST_PAUSE
+        if ready:
+            self.the_server_is_ready()
 
     # What the gate wants.
 
@@ -156,9 +158,9 @@ class World(RuleBasedStateMachine):
             self.calm_needed = self.settings.grace
         self.gate.ready(self.now)
 
-    @rule(likely=st.integers(0, 3))
-    def disarm(self, likely: int) -> None:
-        if likely:
+    @rule(really=st.integers(0, 20))
+    def disarm(self, really: int) -> None:
+        if really != 7:
             return
         before = self.gate.state
         self.armed, self.disarmed = False, True
@@ -278,6 +280,13 @@ class World(RuleBasedStateMachine):
         self.tell(self.answers.pop())
         assert self.gate.state == AWAKE
 
+    @precondition(lambda self: self.gate.state in (FREEZING, THAWING) and self.orders)
+    @rule()
+    def it_fails(self) -> None:
+        self.orders = self.orders[-1:]
+        self.an_order_is_carried_out("failed")
+        self.tell(self.answers.pop())
+
     # The rules.
 
     @invariant()
@@ -342,5 +351,5 @@ class World(RuleBasedStateMachine):
             assert [order.kind for order in self.orders] == [FREEZE]
 
 
-World.TestCase.settings = examples(400, steps=60)
+World.TestCase.settings = examples(400, steps=80)
 TestGate = World.TestCase
