@@ -61,6 +61,7 @@ class Proxy:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         wrap: Sequence[str] = (),
+        python: str = sys.executable,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
         stdout: int | None = None,
         stderr: int | None = None,
@@ -70,7 +71,7 @@ class Proxy:
         self._out, self._err = directory / f"{self.mark}.out", directory / f"{self.mark}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*wrap, sys.executable, "-m", "freeze_proxy", *arguments],
+                [*wrap, python, "-m", "freeze_proxy", *arguments],
                 stdin=stdin,
                 stdout=out if stdout is None else stdout,
                 stderr=err if stderr is None else stderr,

@@ -32,6 +32,8 @@ class ProcessFreezer(Freezer):
         self._also = also
         self._stopped: dict[int, int] = {}  # PID to start time, of those that were stopped by this
         self.where = f"the process tree {'below ' if spare_root else 'of '}PID {root}"
+        for pid in self._members():
+            self._signal(pid, 0)  # may it be sent signals?
         self._found_stopped = {
             pid: processes.started(pid) for pid in self._members() if processes.state(pid) == processes.STOPPED
         }
