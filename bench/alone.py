@@ -7,7 +7,8 @@ import sys
 from freeze_proxy.gate import Gate, Settings
 from freeze_proxy.keeper import Driver, Keeper, Witness
 from freeze_proxy.loop import Loop
-from freeze_proxy.relay import Relay, listen
+from freeze_proxy.relay import Relay
+from freeze_proxy.tcp import listen
 
 LATE = 0.0003
 """Seconds that the soak's driver takes for an order."""
@@ -89,7 +90,8 @@ def main() -> None:
     def report(number: int, _frame: object) -> None:
         line = (
             f'{{"in_flight": {gate.in_flight}, "state": "{gate.state}", "requests": {keeper.requests}, '
-            f'"connections": {len(relay.connections)}, "waiting": {len(relay.waiting)}, "freezes": {witness.freezes}, '
+            f'"connections": {len(relay.connections.all)}, "waiting": {len(relay.connections.waiting)}, '
+            f'"freezes": {witness.freezes}, '
             f'"thaws": {witness.thaws}, "waited_for": {witness.waits}, "failures": {witness.failures}}}\n'
         )
         sys.stdout.write(line)

@@ -7,7 +7,7 @@ import _socket
 import errno
 
 from freeze_proxy.loop import READ, WRITE, Loop, Timer
-from freeze_proxy.relay import Address, tcp_socket
+from freeze_proxy.tcp import Address, tcp_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from typing import Self, TypeVar
 from freeze_proxy.gate import AWAKE, FROZEN, Gate, Settings
 from freeze_proxy.keeper import Driver, Keeper, Witness
 from freeze_proxy.loop import READ, Loop
-from freeze_proxy.relay import Relay, listen
+from freeze_proxy.relay import Relay
+from freeze_proxy.tcp import listen
 from tests.support.ports import LOOPBACK
 from tests.support.wait import PATIENCE, until
 
@@ -141,7 +142,7 @@ class House:
 
     def _cut(self) -> None:
         self.relay.stop_accepting()
-        for connection in list(self.relay.connections):
+        for connection in list(self.relay.connections.all):
             connection.close()
 
     # What a test asks for.
@@ -163,7 +164,7 @@ class House:
         return self.on_loop(lambda: self.gate.in_flight)
 
     def connections(self) -> int:
-        return self.on_loop(lambda: len(self.relay.connections))
+        return self.on_loop(lambda: len(self.relay.connections.all))
 
     def await_state(self, state: str, within: float = PATIENCE) -> None:
         until(lambda: self.state() == state, f"the gate is {state}", within)
@@ -199,7 +200,7 @@ class House:
                 len(connection.held)
                 + len(connection.client.tail)
                 + len(connection.server.tail if connection.server else b"")
-                for connection in self.relay.connections
+                for connection in self.relay.connections.all
             )
 
         return self.on_loop(count)

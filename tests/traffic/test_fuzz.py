@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from freeze_proxy.connection import LINGER
 from freeze_proxy.gate import Gate, Settings
 from freeze_proxy.keeper import Driver, Keeper, Witness
 from freeze_proxy.loop import Loop
-from freeze_proxy.relay import LINGER, Relay, listen
+from freeze_proxy.relay import Relay
+from freeze_proxy.tcp import listen
 
 SECONDS = 5.0
 IDLE_STREAM = 0.02
@@ -155,7 +157,7 @@ def test_nothing_stops_the_relay_and_nothing_is_left_in_flight(seed: int, client
     deadline = time.monotonic() + LINGER + 5.0
 
     def look() -> None:
-        if relay.connections and time.monotonic() < deadline:
+        if relay.connections.all and time.monotonic() < deadline:
             loop.at(loop.now + 0.05, look)
         else:
             loop.stop()
@@ -164,8 +166,8 @@ def test_nothing_stops_the_relay_and_nothing_is_left_in_flight(seed: int, client
     loop.run()
     relay.stop_accepting()
     loop.close()
-    assert not relay.connections
-    assert not relay.waiting
+    assert not relay.connections.all
+    assert not relay.connections.waiting
     assert keeper.gate.in_flight == 0
     assert keeper.requests > 500
     assert driver.freezes > 0

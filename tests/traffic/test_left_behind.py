@@ -2,8 +2,8 @@
 
 import gc
 
+from freeze_proxy.connection import Connection
 from freeze_proxy.gate import Settings
-from freeze_proxy.relay import Connection
 from tests.support.house import House, Upstream, read_exactly, read_to_end
 from tests.support.wait import until
 

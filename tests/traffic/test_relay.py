@@ -14,8 +14,8 @@ import h2.connection
 import h2.events
 import pytest
 
+from freeze_proxy.connection import BULK_READ
 from freeze_proxy.gate import AWAKE, FREEZING, FROZEN, THAWING, Settings
-from freeze_proxy.relay import BULK_READ
 from tests.support.house import House, Upstream, quiet, read_exactly, read_to_end, read_until
 from tests.support.ports import free_port
 from tests.support.wait import until
@@ -787,7 +787,7 @@ def test_an_upload_that_the_server_refuses_and_closes_on_still_reads_the_refusal
 
 
 def test_a_client_that_never_closes_after_the_server_has_is_closed_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freeze_proxy.relay.LINGER", 0.2)
+    monkeypatch.setattr("freeze_proxy.connection.LINGER", 0.2)
     with Upstream() as upstream, House(upstream.port) as house:
         clients = [house.client() for _ in range(3)]
         for client in clients:

@@ -22,6 +22,8 @@ RELAY = {
     "freeze_proxy.observe.http2",
     "freeze_proxy.observe.tally",
     "freeze_proxy.relay",
+    "freeze_proxy.connection",
+    "freeze_proxy.tcp",
 }
 LITTLE = {"_socket", "select", "errno", "time", "_heapq"}
 """All of the standard library that the relay loads, beyond what an interpreter has loaded when it starts."""

@@ -11,8 +11,8 @@ from freeze_proxy.local.guard import Command, Guard, Plan
 from freeze_proxy.local.options import Failure, Options
 from freeze_proxy.local.plans import clear_after, plan_for_cgroup, plan_for_command, plan_for_process, plan_from
 from freeze_proxy.local.session import Session
-from freeze_proxy.relay import Address
 from freeze_proxy.settings import written
+from freeze_proxy.tcp import Address
 
 __all__ = ["Failure", "Options", "attach", "run"]
 

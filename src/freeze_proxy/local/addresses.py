@@ -5,8 +5,8 @@ import errno
 import socket
 
 from freeze_proxy.local.options import Failure
-from freeze_proxy.relay import Address, listen
 from freeze_proxy.settings import written
+from freeze_proxy.tcp import Address, listen
 
 _LOOPBACKS = ("127.0.0.1", "::1")
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on

@@ -2,7 +2,7 @@
 
 from freeze_proxy.gate import Settings
 from freeze_proxy.local.status import Reporter
-from freeze_proxy.relay import Address
+from freeze_proxy.tcp import Address
 
 NEVER_LISTENED, CANNOT_WORK = 124, 125
 """Exit codes; COMMAND's own is passed on, 126 and 127 say that it could not be started, 2 that the usage was wrong."""

@@ -18,8 +18,9 @@ from freeze_proxy.local.options import CANNOT_WORK, NEVER_LISTENED, Failure, Opt
 from freeze_proxy.local.status import LAST_PATIENCE, Reporter, table
 from freeze_proxy.loop import READ, Loop, Timer
 from freeze_proxy.readiness import Readiness
-from freeze_proxy.relay import Address, Relay
+from freeze_proxy.relay import Relay
 from freeze_proxy.settings import written
+from freeze_proxy.tcp import Address
 
 _STATUS_PERIOD = 0.2
 _NOT_PASSED_ON = {
