@@ -213,6 +213,64 @@ def test_what_is_known_again_counts_as_if_it_were_new(exchanges: list[tuple[byte
     cut.close()
 
 
+_ALMOST = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: b\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX-A: b\r\ncontent-length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length:5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length:  5 \r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 0000000000000000005\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX: a\nContent-Length: 6\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: a\nContent-Length: 6\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX-Content-Length: 6\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\t5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5x\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX: y\n\nContent-Length: 6\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX: y\n\nX: z\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX: Connection: close\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 2000\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1  200 OK\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 20a OK\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 101 Switching\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 099 Early\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 600 Late\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 304 Not\r\nContent-Length: 5\r\n\r\n",
+    b"http/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: " + b"b" * 3000 + b"\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("head", _ALMOST)
+@pytest.mark.parametrize("body", [b"hello", b"", b"hello!"])
+def test_a_response_in_one_read_counts_as_the_same_in_single_bytes(head: bytes, body: bytes) -> None:
+    for asked in (_ASKED[0], b"HEAD / HTTP/1.1\r\n\r\n", b"CONNECT h:1 HTTP/1.1\r\n\r\n", _ASKED[2]):
+        whole, bytewise = Watched(), Watched()
+        for _ in range(3):
+            data = head + body
+            whole.feed(CLIENT, asked)
+            bytewise.feed_cut(CLIENT, asked, range(len(asked)))
+            whole.feed(SERVER, data)
+            bytewise.feed_cut(SERVER, data, range(len(data)))
+            assert bytewise.picture == whole.picture
+        whole.close()
+        bytewise.close()
+
+
 @examples(300)
 @given(scripts, st.lists(st.sampled_from(["sweep", "server closed", "nothing"]), min_size=6, max_size=6))
 def test_anything_at_any_time(script: list[tuple[str, bytes]], between: list[str]) -> None:

@@ -369,7 +369,7 @@ class Http1:
         head = bytes(data[: max(0, end - 4)]).lower()
         status = head[9:12]
         if (
-            not head.startswith(b"http/1.1 ")
+            not data.startswith(b"HTTP/1.1 ")
             or head[12:13] != b" "
             or not b"200" <= status <= b"599"
             or not status.isdigit()
