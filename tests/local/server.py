@@ -12,6 +12,7 @@ that serve too · ``idlers=N`` fork N that do nothing · ``forking`` fork short-
 ``nest=DIR`` a child of it in a cgroup of its own there.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -23,7 +24,8 @@ WORDS = dict(word.partition("=")[::2] for word in sys.argv[1:])
 
 
 def say(text: str) -> None:
-    os.write(1, f"{text}\n".encode())
+    with contextlib.suppress(OSError):  # it may be closed, or be the socket that took its place
+        os.write(1, f"{text}\n".encode())
 
 
 def answer(path: str) -> bytes | None:

@@ -292,7 +292,7 @@ class Session:
     def _on_signal(self, number: int) -> None:
         """It is COMMAND's, or, where the server is not ours, for ourselves."""
         if number == signal.SIGTSTP:
-            self._keeper.held()
+            self._hold()
             self._stop_a_while()
             self._keeper.ended()
         elif self._command is not None:
@@ -307,16 +307,21 @@ class Session:
         them, and interrupt none, and many a program would see it only when the next request comes.
         """
         was_awake = self._keeper.gate.open and not self._signals
-        self._keeper.held()  # until a while after the guard has sent it
         if number in _LAST:
             self._ending = True
             self._keeper.disarm()
+        self._hold()  # until a while after the guard has sent it
         if was_awake:
             self._guard.signal(number)
             return
         if not self._signals:
             self._loop.at(time.monotonic() + _BEFORE_SIGNAL, self._send_signals)
         self._signals.append(number)
+
+    def _hold(self) -> None:
+        """Have it awake until the keeper's ``ended``. No request waits for this, so it is not counted as a wait."""
+        self._keeper.lost()
+        self._keeper.held()
 
     def _send_signals(self) -> None:
         signals, self._signals = self._signals, []
