@@ -230,6 +230,28 @@ def test_a_header_block_in_parts_is_one() -> None:
     assert watched.observer.whole
 
 
+@pytest.mark.parametrize("side", [CLIENT, SERVER])
+def test_a_header_block_ends_with_its_last_part(side: str) -> None:
+    watched = greeted()
+    watched.feed(CLIENT, frame(HEADERS, END_HEADERS, 1))
+    watched.feed(SERVER if side == CLIENT else CLIENT, frame(DATA, END_STREAM, 1))
+    watched.feed(side, frame(HEADERS, END_STREAM, 1, b"a") + frame(CONTINUATION, 0, 1, b"b"))
+    assert watched.observer.in_flight == 1
+    watched.feed(side, frame(CONTINUATION, END_HEADERS, 1, b"c"))
+    assert watched.observer.in_flight == 0
+
+
+def test_the_reserved_bit_of_a_stream_number_means_nothing() -> None:
+    watched = greeted()
+    watched.feed(CLIENT, frame(HEADERS, END_HEADERS | END_STREAM, 0x80000001))
+    watched.feed(SERVER, frame(HEADERS, END_HEADERS | END_STREAM, 1))
+    assert watched.observer.in_flight == 0
+    watched.feed(CLIENT, frame(PING, 0, 0x80000000, bytes(8)))
+    assert watched.observer.in_flight == 1
+    watched.feed(SERVER, frame(PING, ACK, 0, bytes(8)))
+    assert watched.observer.in_flight == 0
+
+
 def test_nothing_is_slipped_into_a_promise_in_parts() -> None:
     watched = greeted()
     watched.feed(CLIENT, frame(HEADERS, END_STREAM | END_HEADERS, 1) + frame(HEADERS, END_STREAM | END_HEADERS, 3))

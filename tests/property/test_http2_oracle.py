@@ -154,6 +154,7 @@ def test_pongs_only_for_pings_and_only_between_frames() -> None:
         b"\x00\x00\x00\x04\x00\x00\x00\x00\x00" + ping[9:],
         b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x01" + ping[:4],
         b"x" * 17,
+        b"\x00" + ping + ping[:16],  # two that do not begin where frames begin
         b"\x00\x00\x19\x00\x00\x00\x00\x00\x01" + ping + b"12345678",  # a frame that looks like one inside
     ):
         assert talk.observer.pongs(other) is None
