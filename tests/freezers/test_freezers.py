@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -362,9 +363,9 @@ def test_mounts_with_odd_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         b"32 1 0:28 / /odd\\040\xff rw - tmpfs a\\040b rw\n"
         b"33 1 0:29 / /sys/second rw - cgroup2 none rw\n"
     )
-    files = {"/proc/self/mountinfo": info, "/proc/self/cgroup": tmp_path / "cgroup"}
+    files: dict[Any, Any] = {"/proc/self/mountinfo": info, "/proc/self/cgroup": tmp_path / "cgroup"}
     really = builtins.open
-    monkeypatch.setattr(builtins, "open", lambda name, *how, **more: really(files.get(name, name), *how, **more))
+    monkeypatch.setattr(builtins, "open", lambda name, *how, **more: really(files.get(name) or name, *how, **more))
     found = cgroup.mounts()
     assert found["cgroup2"] == ("/my groups/unified", "/")
     assert found["freezer"] == ("/sys/freezer", "/docker/x")

@@ -219,6 +219,23 @@ def test_the_end_of_all_in_a_cgroup_is_noticed(proxies: Proxies, targets: Target
     assert proxy.event("gone")["message"] == "the server has ended."
 
 
+def test_another_cgroup_with_the_same_name_is_not_the_same(proxies: Proxies, targets: Targets) -> None:
+    """So it is when systemd starts a service again."""
+    path = targets.cgroup("cgroup2")
+    first = targets.start(cgroups=[path])
+    proxy = proxies.attach("--cgroup", path, "--target", first.where)
+    assert proxy.start
+    until(lambda: frozen(path), "it is frozen")
+    cgroup.kill(path)
+    first.process.wait()
+    assert cgroup.remove(path)
+    os.mkdir(path)
+    second = targets.start(cgroups=[path])
+    assert proxy.wait(5) == 0
+    assert proxy.event("gone")
+    assert second.state() == "S"
+
+
 # Left as found.
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from freeze_proxy.freezers import cgroup
+from freeze_proxy.freezers import cgroup, processes
+from tests.support.needs import need_program, need_root
 from tests.support.proxies import HIERARCHIES, ROOT, SERVER, Proxies, marked, need_freezer
 from tests.support.running import process_state
 from tests.support.wait import until
@@ -265,6 +266,22 @@ def test_children_are_waited_for(proxies: Proxies) -> None:
 
     until(lambda: len(proxy.servers()) == 1, "the orphans have ended")
     until(lambda: not zombies(), "they are gone")
+
+
+def test_it_is_the_first_process_of_a_container(proxies: Proxies) -> None:
+    """Signals without a handler do not reach such a process, and every orphan is its child."""
+    need_root()
+    unshare, nsenter = need_program("unshare", "util-linux"), need_program("nsenter", "util-linux")
+    outer = proxies.run("handle=4", wrap=[unshare, "--pid", "--fork", "--mount-proc"])
+    assert outer.start["guard"] == 2
+    [first] = processes.descendants(outer.pid)[:1]
+    subprocess.run([nsenter, "-t", str(first), "-p", "sh", "-c", "(exec sleep 0.2) & (exec sleep 0.3) &"], check=True)
+    until(lambda: len(processes.children(first)) == 3, "it has two orphans beside its guard")
+    until(lambda: len(processes.children(first)) == 1, "they are gone")
+    assert outer.get() == b"/"
+    os.kill(first, signal.SIGTERM)
+    assert outer.wait() == 4
+    until(lambda: not marked(outer.mark), "nothing is left")
 
 
 def _stands_still(ticks: Path) -> bool:

@@ -47,26 +47,27 @@ def descendants(root: int) -> list[int]:
     try:
         found = [root]
         for pid in found:
-            found += _children(pid)
+            found += children(pid)
         return found[1:]
     except FileNotFoundError:
         return _descendants_by_parent(root)
 
 
-def _children(pid: int) -> list[int]:
-    children: list[int] = []
+def children(pid: int) -> list[int]:
+    """PIDs of its children. Raises ``FileNotFoundError`` where the kernel does not list them."""
+    found: list[int] = []
     try:
         threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
-        return children
+        return found
     for thread in threads:
         try:
             with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
-                children += [int(child) for child in file.read().split()]
+                found += [int(child) for child in file.read().split()]
         except (FileNotFoundError, ProcessLookupError):
             if os.path.exists(f"/proc/{pid}/task/{thread}"):
                 raise FileNotFoundError("this kernel does not list children (CONFIG_PROC_CHILDREN)") from None
-    return children
+    return found
 
 
 def _descendants_by_parent(root: int) -> list[int]:

@@ -219,11 +219,16 @@ class Session:
         self._loop.watch(pidfd, READ, ended)
 
     def watch_cgroup(self, path: str) -> None:
-        """The server that is attached to ends when nobody is left in this cgroup."""
-        if cgroup.populated(path):
-            self._loop.at(self._loop.now + _LOOK_PERIOD, lambda: self.watch_cgroup(path))
-        else:
-            self._on_target_ended()
+        """The server that is attached to ends when nobody is left in this cgroup, or another has taken its name."""
+        first = _identity(path)
+
+        def look() -> None:
+            if _identity(path) == first and cgroup.populated(path):
+                self._loop.at(self._loop.now + _LOOK_PERIOD, look)
+            else:
+                self._on_target_ended()
+
+        look()
 
     def _on_target_ended(self) -> None:
         self._ended = True
@@ -276,9 +281,10 @@ class Session:
         theirs.setblocking(False)
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         kept = _NOT_PASSED_ON | (_OF_A_TERMINAL if _has_terminal() else set())
-        for number in signal.valid_signals() - kept | {signal.SIGTSTP}:
+        for number in signal.valid_signals() - kept | {signal.SIGTSTP, signal.SIGCHLD}:
             # One that is ignored here is ignored by COMMAND too, unless it sets a handler.
-            if self._command is not None or signal.getsignal(number) != signal.SIG_IGN:
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            if not ignored or (self._command is not None and number != signal.SIGCHLD):
                 signal.signal(number, lambda *_: None)
 
         def read(_events: int) -> None:
@@ -291,7 +297,9 @@ class Session:
 
     def _on_signal(self, number: int) -> None:
         """It is COMMAND's, or, where the server is not ours, for ourselves."""
-        if number == signal.SIGTSTP:
+        if number == signal.SIGCHLD:
+            reap()  # the guard, or, where this is a container's first process, any orphan
+        elif number == signal.SIGTSTP:
             self._hold()
             self._stop_a_while()
             self._keeper.ended()
@@ -374,6 +382,13 @@ class Session:
                 self._failure = self._failure or Failure(
                     f"The report {options.report} cannot be written: {error.strerror}."
                 )
+
+
+def _identity(path: str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
 
 
 def _has_terminal() -> bool:
