@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from freeze_proxy.freezers import cgroup
+from freeze_proxy.freezers import cgroup, processes
 from tests.support.needs import need
 from tests.support.ports import LOOPBACK, await_port, free_port
 from tests.support.proxies import HIERARCHIES, SERVER, Proxies, need_freezer
@@ -45,9 +45,9 @@ class Target:
         return process_state(self.pid)
 
     def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-            os.kill(self.pid, signal.SIGCONT)
+        for pid in [self.pid, *processes.descendants(self.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
 
