@@ -7,6 +7,7 @@ RST as RST.
 
 import _socket
 import errno
+import posix
 
 from freeze_proxy.keeper import Keeper
 from freeze_proxy.loop import READ, WRITE, Loop
@@ -17,8 +18,46 @@ REQUEST_READ = SMALL_READ = 64 * 1024
 BULK_READ = 256 * 1024
 BULK = 16 * 1024
 """Bytes in a read from the server above which the next may fill the large buffer that all connections share."""
+SPLICE = 64 * 1024
+"""Bytes still to come of a body of known length above which they pass inside the kernel, by splice(2)."""
 LINGER = 5.0
 """Seconds that a client has to close its side after the server has closed: enough to fetch the last response."""
+
+
+_SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+
+
+class Pipe:
+    """What splice(2) needs between two sockets. It is empty between any two calls, so all connections share one."""
+
+    __slots__ = ("_read", "_write")
+
+    def __init__(self) -> None:
+        """Raises ``OSError`` where there are no descriptors left."""
+        self._read, self._write = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
+
+    def fill(self, fd: int, most: int) -> int:
+        """Take bytes from a socket; returns how many. Raises ``OSError`` like ``recv``."""
+        return posix.splice(fd, self._write, most, None, None, _SPLICE_FLAGS)
+
+    def empty(self, fd: int, size: int) -> bytes:
+        """Send what was taken; returns what the socket did not take. Raises ``OSError`` like ``send``."""
+        left = size
+        try:
+            while left:
+                left -= posix.splice(self._read, fd, left, None, None, _SPLICE_FLAGS)
+        except BlockingIOError:
+            return self._rest(left)
+        except OSError:
+            self._rest(left)
+            raise
+        return b""
+
+    def _rest(self, left: int) -> bytes:
+        rest = b""
+        while len(rest) < left:
+            rest += posix.read(self._read, left - len(rest))
+        return rest
 
 
 class Connections:
@@ -32,6 +71,7 @@ class Connections:
         "keeper",
         "lingering",
         "loop",
+        "pipe",
         "target",
         "view",
         "waiting",
@@ -44,6 +84,7 @@ class Connections:
         self.target = target
         self.buffer = bytearray(BULK_READ)  # for large responses; only an unsent tail is copied from it
         self.view = memoryview(self.buffer)
+        self.pipe: Pipe | None = None
         self.all: set[Connection] = set()
         self.waiting: set[Connection] = set()  # for the gate
         self.lingering: dict[Connection, float] = {}  # until when
@@ -146,6 +187,14 @@ class Connection:
         data: bytes | memoryview
         try:
             if self._bulk:
+                observer = self.observer
+                if (
+                    observer is not None
+                    and observer.unread > SPLICE
+                    and not self.client.tail
+                    and self._splice(observer)
+                ):
+                    return
                 buffer: bytes | bytearray = self.connections.buffer
                 size = self._recv_server_into(buffer)
                 data = self.connections.view[:size]
@@ -173,6 +222,32 @@ class Connection:
             self.client.keep(bytes(data[sent:]))
             if self.server is not None:
                 self.server.read(False)
+
+    def _splice(self, observer: Observer) -> bool:
+        """Pass on what there is of a long body, unread; returns whether there was anything to be done.
+
+        Its last bytes come the other way, so that the observer sees the end.
+        """
+        assert self.server is not None
+        pipe = self.connections.pipe
+        if pipe is None:
+            try:
+                pipe = self.connections.pipe = Pipe()
+            except OSError:
+                return False
+        size = pipe.fill(self.server.fd, min(observer.unread - SMALL_READ // 2, BULK_READ))
+        if not size:
+            return False
+        observer.skip(size)
+        try:
+            rest = pipe.empty(self.client.fd, size)
+        except OSError:
+            self.close(reset=True)
+            return True
+        if rest:
+            self.client.keep(rest)
+            self.server.read(False)
+        return True
 
     # To the server.
 

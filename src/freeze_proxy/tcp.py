@@ -43,27 +43,27 @@ def _nothing(_events: int) -> None:
 class Side:
     """One socket of a connection: what it is watched for, and the unsent ``tail`` of what goes to it."""
 
-    __slots__ = ("_events", "_fd", "_handler", "_loop", "finished", "socket", "tail")
+    __slots__ = ("_events", "_handler", "_loop", "fd", "finished", "socket", "tail")
 
     def __init__(self, loop: Loop, socket: _socket.socket, handler: "Callable[[int], None]") -> None:
         self._loop = loop
-        self._fd = socket.fileno()
+        self.fd = socket.fileno()
         self._handler = handler
         self._events = READ
         self.socket = socket
         self.tail = b""
         self.finished = False  # our FIN is sent
-        loop.watch(self._fd, READ, handler)
+        loop.watch(self.fd, READ, handler)
 
     def _want(self, events: int) -> None:
         # Watched for nothing, it is not watched at all: a hang-up would be reported without end.
         if events != self._events:
             if not events:
-                self._loop.forget(self._fd)
+                self._loop.forget(self.fd)
             elif not self._events:
-                self._loop.watch(self._fd, events, self._handler)
+                self._loop.watch(self.fd, events, self._handler)
             else:
-                self._loop.change(self._fd, events)
+                self._loop.change(self.fd, events)
             self._events = events
 
     def read(self, on: bool) -> None:

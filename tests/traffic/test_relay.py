@@ -1,5 +1,7 @@
 """The relay between a scripted client and a scripted server, with a gate whose orders the test answers by hand."""
 
+import contextlib
+import random
 import select
 import socket
 import struct
@@ -851,6 +853,42 @@ def test_a_slow_reader_that_leaves_gives_everything_back() -> None:
         reset(client)
         until(lambda: house.connections() == 0, "the connection is gone")
         house.await_frozen()
+
+
+def test_long_bodies_that_pass_inside_the_kernel_do_not_mix_and_their_ends_are_seen() -> None:
+    """They share one pipe: nothing of a client that leaves may turn up in what another gets."""
+    bodies = [random.Random(seed).randbytes((4 << 20) + seed) for seed in range(4)]
+    with Upstream() as upstream, House(upstream.port) as house, contextlib.ExitStack() as ends:
+        clients, senders = [], []
+        for body in bodies:
+            client = ends.enter_context(house.client(receive_buffer=16384))
+            client.sendall(GET)
+            server = ends.enter_context(upstream.accept())
+            read_exactly(server, len(GET))
+            response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            sender = threading.Thread(target=send_what_it_takes, args=(server, response), daemon=True)
+            sender.start()
+            clients.append(client)
+            senders.append(sender)
+        for client in clients:
+            assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
+        got = [bytearray() for _ in bodies]
+        while any(len(piece) < len(body) for piece, body in zip(got[1:], bodies[1:], strict=True)):
+            for number in range(1, 4):
+                if len(got[number]) < len(bodies[number]):
+                    got[number] += clients[number].recv(7919 * number)
+            if len(got[3]) > 1 << 20 and clients[0].fileno() >= 0:
+                reset(clients[0])
+        assert got[1:] == bodies[1:]
+        for sender in senders:
+            sender.join(10)
+        until(lambda: house.in_flight() == 0, "every end has been seen")
+        house.await_frozen()
+
+
+def send_what_it_takes(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(data)
 
 
 # Streams that count as idle.

@@ -297,6 +297,15 @@ class Http1:
         """Whether what the server has sent so far ends with a whole response."""
         return self._response.state in (_START, _OVER)
 
+    @property
+    def unread(self) -> int:
+        """Bytes of a response's body that are still to come and mean nothing here."""
+        return self._response.left if self._response.state == _LENGTH else 0
+
+    def skip(self, size: int) -> None:
+        """So many of them, though not the last, have passed without being shown."""
+        self._response.left -= size
+
     def refusal(self) -> bytes:
         """A 503 in place of the response to the request that waits; nothing where a response has already begun."""
         if self._response.state != _START or not self._waiting:

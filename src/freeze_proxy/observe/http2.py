@@ -107,6 +107,12 @@ class Http2:
         """Whether what the server has sent so far leaves no stream unfinished."""
         return not self._streams and self._between(self._server)
 
+    unread = 0  # every frame has a header, and none is long
+
+    def skip(self, size: int) -> None:
+        """Never called, as nothing may pass unread."""
+        raise NotImplementedError
+
     def refusal(self) -> bytes:
         """A 503 for every stream that waits, and a GOAWAY; nothing where the server has left a frame unfinished.
 
