@@ -34,7 +34,7 @@ mpl.rcParams.update({
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
     # Trailing blanks are matplotlib's, and trip those who look for them.
     path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")

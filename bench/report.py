@@ -112,6 +112,7 @@ def _goals(results: Results) -> str:
 
 
 _FOR_COMPARISON = (
+    ("varied", NGINX, "nginx, small responses, no two heads alike:"),
     ("small-16", GO_POOL, "the Go proxy with 256 idle connections, small responses:"),
     ("64k", TUNED, "nginx with large buffers, 64 KiB:"),
     ("1m", TUNED, "nginx with large buffers, 1 MiB:"),
