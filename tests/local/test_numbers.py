@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,13 @@ def test_a_server_that_stands_still_uses_no_cpu(proxies: Proxies, freezer: str, 
     for number in range(3):
         proxy.event("frozen", number)
         proxy.get("/busy0.1")
-    proxy.event("frozen", 3)
+    since = proxy.event("frozen", 3)["monotonic"]
+    until(lambda: time.monotonic() - since > 0.5, "it has stood still for half a second")
     report = end(proxy, path)
     cpu = report["cpu_seconds"]
-    assert cpu["idle"] < 0.02
+    # Running it would have used all of the half second. `process` reads /proc, in ticks of 10 ms, at both ends of a span.
+    assert report["frozen_seconds"] > 0.5
+    assert cpu["idle"] < 0.02 * report["freezes"]
     assert 0.3 <= cpu["serving"] < report["wall_seconds"] - report["frozen_seconds"] + 0.1
 
 
