@@ -73,7 +73,7 @@ def test_a_server_that_stands_still_uses_no_cpu(proxies: Proxies, freezer: str, 
     until(lambda: time.monotonic() - since > 0.5, "it has stood still for half a second")
     report = end(proxy, path)
     cpu = report["cpu_seconds"]
-    # Running it would have used all of the half second. `process` reads /proc, in ticks of 10 ms, at both ends of a span.
+    # Running it would have used all of the half second. /proc, which `process` reads, counts in ticks of 10 ms.
     assert report["frozen_seconds"] > 0.5
     assert cpu["idle"] < 0.02 * report["freezes"]
     assert 0.3 <= cpu["serving"] < report["wall_seconds"] - report["frozen_seconds"] + 0.1

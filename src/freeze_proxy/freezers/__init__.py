@@ -5,6 +5,10 @@ class FreezeError(Exception):
     """A freezer cannot do its work; the text is a sentence for the user."""
 
 
+class Gone(FreezeError):
+    """The target is no more: there is nothing to freeze, and nothing that would stay frozen."""
+
+
 class Freezer:
     """Freezes and thaws one target. All methods but ``close`` raise ``FreezeError``.
 
@@ -13,6 +17,8 @@ class Freezer:
 
     kind = ""
     where = ""
+    quick = True
+    """Whether its calls take microseconds. One that asks a runtime takes milliseconds, and is called from a thread."""
     cpu_is_quick = False
     """Whether ``cpu_seconds`` takes a few microseconds only."""
 
@@ -27,6 +33,10 @@ class Freezer:
     def frozen(self) -> bool:
         """After ``freeze``: like ``still``, and pushes on what is slow to."""
         return self.still()
+
+    def alive(self) -> bool:
+        """Whether there is anybody left to freeze."""
+        return True
 
     def thaw(self) -> None:
         """Let the target run, as it did before. It is runnable when this returns. Idempotent."""

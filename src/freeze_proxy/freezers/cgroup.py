@@ -10,7 +10,7 @@ import os
 import signal
 import time
 
-from freeze_proxy.freezers import FreezeError, Freezer, processes
+from freeze_proxy.freezers import FreezeError, Freezer, Gone, processes
 
 THROTTLED = (1000, 100_000)
 """CPU quota and period of a throttled target, in microseconds: a hundredth of one core, the least that v1 allows."""
@@ -30,7 +30,8 @@ class _Files:
                 )
         except OSError as error:
             self.close()
-            raise FreezeError(f"{error.filename} cannot be opened: {error.strerror}.") from error
+            kind = FreezeError if os.path.isdir(path) else Gone
+            raise kind(f"{error.filename} cannot be opened: {error.strerror}.") from error
 
     def read(self, name: str) -> bytes:
         try:
@@ -51,7 +52,7 @@ class _Files:
 
     def _failure(self, name: str, error: OSError) -> FreezeError:
         if error.errno == errno.ENODEV:
-            return FreezeError(f"The cgroup {self.path} is gone.")
+            return Gone(f"The cgroup {self.path} is gone.")
         return FreezeError(f"{os.path.join(self.path, name)}: {error.strerror}.")
 
 
@@ -74,6 +75,10 @@ class Cgroup2Freezer(Freezer):
         """``frozen 1`` in ``cgroup.events``."""
         return b"frozen 1" in self._files.read("cgroup.events")
 
+    def alive(self) -> bool:
+        """``populated 1`` in ``cgroup.events``."""
+        return b"populated 1" in self._files.read("cgroup.events")
+
     def thaw(self) -> None:
         """The tasks are runnable when the write returns."""
         self._files.write("cgroup.freeze", b"0")
@@ -94,7 +99,7 @@ class Cgroup1Freezer(Freezer):
 
     def __init__(self, path: str) -> None:
         self.where = path
-        self._files = _Files(path, "freezer.state")
+        self._files = _Files(path, "freezer.state", "cgroup.procs")
 
     def freeze(self) -> bool:
         """It may stay FREEZING while tasks fork or sleep uninterruptibly."""
@@ -111,6 +116,10 @@ class Cgroup1Freezer(Freezer):
             return True
         self._files.write("freezer.state", b"FROZEN")
         return self.still()
+
+    def alive(self) -> bool:
+        """Whether a process is in it or, where it manages cgroups of its own, below it."""
+        return bool(self._files.read("cgroup.procs")) or populated(self.where)
 
     def thaw(self) -> None:
         """The tasks are runnable when the write returns."""
@@ -150,6 +159,10 @@ class ThrottleFreezer(Freezer):
     def still(self) -> bool:
         """Whether the quota is down; it holds at once."""
         return self._files.read(self._quota).strip() == self._least
+
+    def alive(self) -> bool:
+        """Whether a process is in it or below it."""
+        return populated(self.where)
 
     def thaw(self) -> None:
         """The kernel lets waiting tasks run as soon as the quota is raised."""

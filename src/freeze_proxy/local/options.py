@@ -9,7 +9,7 @@ NEVER_LISTENED, CANNOT_WORK = 124, 125
 KINDS = ("auto", "cgroup2", "cgroup1", "process")
 
 
-class Failure(Exception):  # noqa: N818 - it is what the user is told
+class Failure(Exception):
     """It cannot go on: a sentence for the user, and an exit code."""
 
     def __init__(self, sentence: str, code: int = CANNOT_WORK) -> None:
