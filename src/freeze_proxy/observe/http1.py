@@ -48,7 +48,7 @@ _H, _C, _SPACE = b"HC "
 _BODILESS = (b"204", b"304")
 
 
-class Unclear(Exception):  # noqa: N818 - it is a finding, not an error
+class Unclear(Exception):
     """Bytes that two readers may take for different things; no observer lets it out: the connection turns opaque."""
 
 
