@@ -5,6 +5,9 @@ limits against hostile tokens, the check of the node, and that a token reviewed 
 """
 
 import asyncio
+import base64
+import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -231,6 +234,24 @@ class Identities:
         del self._flights[key]
         if not flight.cancelled():
             flight.exception()  # seen, even if everybody who waited has gone
+
+
+def expiry(token: str, now: float) -> float:
+    """When a token expires that has been accepted, in seconds of Unix time; soon if it does not say."""
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        expires = float(claims["exp"])
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError):
+        expires = math.nan
+    return expires if math.isfinite(expires) else now + UNDATED_LASTS
+
+
+def without_token(text: str, token: str) -> str:
+    """The first words of ``text``, which others have written, as one line that holds no part of the token."""
+    if any(part in text for part in token.split(".")):
+        return "it says why, but quotes the token"
+    return " ".join(text.split())[:200].rstrip(". ")
 
 
 def _key(token: str, audience: str) -> bytes:

@@ -1,0 +1,132 @@
+"""How the Kubernetes API server is reached, inside a cluster and outside, and what its failures mean.
+
+Nothing from the environment decides where our credentials go: no proxy, no ``.netrc``.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import httpx2
+from lightkube import ConfigError, KubeConfig, SingleConfig
+from lightkube.config.client_adapter import user_auth, verify_cluster
+
+from freeze_proxy.daemon.identity import MOST_REVIEWS, Unreachable
+
+PATIENCE = 3.0
+"""Seconds for one call, its connection included."""
+KEPT_ALIVE = 60.0
+"""Seconds for which an idle connection stays open for the next call."""
+
+T = TypeVar("T")
+
+
+class NotConfigured(Exception):
+    """It cannot be known how to reach the API server; the text is a sentence for who starts the daemon."""
+
+
+class ApiServer:
+    """The API server of one cluster.
+
+    From the file ``kubeconfig`` and its ``context`` (the current one if not given), or, without a file, from the
+    service account of the pod that this runs in. Raises ``NotConfigured``.
+    """
+
+    def __init__(self, kubeconfig: str | None = None, context: str | None = None) -> None:
+        self.config = _from_file(kubeconfig, context) if kubeconfig else _from_service_account()
+        self.address = self.config.cluster.server
+        if self.config.user is None:
+            raise NotConfigured(f"The context {self.config.context_name} of {kubeconfig} names no user.")
+        try:
+            self._trust = verify_cluster(self.config.cluster, self.config.user, self.config.abs_file, trust_env=False)
+            self.auth = user_auth(self.config.user)
+        except (ConfigError, OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise NotConfigured(
+                f"The certificates or credentials for {self.address} cannot be used: {type(error).__name__}. "
+                "Check that the files named by the configuration exist, may be read and are PEM."
+            ) from None
+
+    def transport(self) -> httpx2.AsyncHTTPTransport:
+        """A pool of connections of its own."""
+        limits = httpx2.Limits(max_connections=MOST_REVIEWS, max_keepalive_connections=4, keepalive_expiry=KEPT_ALIVE)
+        return httpx2.AsyncHTTPTransport(verify=self._trust, trust_env=False, limits=limits)
+
+    async def call(self, ask: Callable[[], Awaitable[T]], what: str, grant: str) -> T:
+        """The answer of ``ask()``, which does ``what`` and may be asked twice: a connection kept alive may have ended.
+
+        Raises ``Unreachable``, with a sentence that says ``what`` failed; ``grant`` is the permission that it needs.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE):
+                try:
+                    return await ask()
+                except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
+                    return await ask()
+        except (TimeoutError, httpx2.TimeoutException):
+            why = f"no answer within {PATIENCE:g} s"
+        except httpx2.TransportError as error:
+            why = str(error) or type(error).__name__
+        except (ConfigError, OSError) as error:  # our own credentials are read when they are needed
+            why = f"the daemon's own credentials cannot be read ({error})"
+        except Unreachable:
+            raise
+        except Exception as error:  # whatever a decoder raises; its text may hold what was answered
+            status = _status(error)
+            why = (
+                f"its answer cannot be understood ({type(error).__name__})"
+                if status is None
+                else _reason(status, grant)
+            )
+        raise Unreachable(f"The API server {self.address} could not {what}: {why}.")
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status that led to this error: lightkube fails over a response that is no ``Status`` object."""
+    while error is not None:
+        if isinstance(error, httpx2.HTTPStatusError):
+            return error.response.status_code
+        error = error.__context__
+    return None
+
+
+def _reason(status: int, grant: str) -> str:
+    if status == 401:
+        return "it does not accept the daemon's own credentials (401); check its service account token or kubeconfig"
+    if status == 403:
+        return f"the daemon may not (403); grant its service account the permission to {grant}"
+    if status == 429:
+        return "it is overloaded (429)"
+    return f"it answered {status}"
+
+
+def _from_file(path: str, context: str | None) -> SingleConfig:
+    try:
+        config = KubeConfig.from_file(path).get(context)
+    except ConfigError as error:
+        raise NotConfigured(f"The kubeconfig {path} cannot be used: {error}.") from None
+    except OSError as error:
+        raise NotConfigured(f"The kubeconfig {path} cannot be read: {error.strerror}.") from None
+    except KeyError as error:
+        raise NotConfigured(f"The kubeconfig {path} cannot be used: it lacks {error}.") from None
+    except Exception as error:  # of the YAML reader, whose text shows lines of the file
+        raise NotConfigured(f"The kubeconfig {path} cannot be understood: {type(error).__name__}.") from None
+    if config is None:
+        raise NotConfigured(f"The kubeconfig {path} has no current context; name one with --context.")
+    return config
+
+
+def _from_service_account() -> SingleConfig:
+    if "KUBERNETES_SERVICE_HOST" not in os.environ or "KUBERNETES_SERVICE_PORT" not in os.environ:
+        raise NotConfigured(
+            "This does not run in a pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set); "
+            "name a kubeconfig with --kubeconfig."
+        )
+    try:
+        config = KubeConfig.from_service_account().get()
+    except (ConfigError, OSError) as error:
+        raise NotConfigured(
+            f"The pod's service account cannot be read ({error}); is automountServiceAccountToken off?"
+        ) from None
+    assert config is not None  # made with a current context
+    return config
