@@ -1,0 +1,193 @@
+"""A containerd of the test's own, with runc and crun."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from tests.support.cluster import archives
+from tests.support.cluster.cgroups import Cgroups
+from tests.support.cluster.messages import MESSAGES
+from tests.support.cluster.programs import Daemon, end_processes_with, remove_folder
+from tests.support.needs import need_program, need_root
+from tests.support.wait import until
+
+RUNTIMES = ("runc", "crun")
+
+_CONFIG = """
+version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = [
+    "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs", "io.containerd.internal.v1.restart", "io.containerd.tracing.processor.v1.otlp",
+]
+[grpc]
+address = "{folder}/containerd.sock"
+[ttrpc]
+address = "{folder}/containerd.sock.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{folder}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{pause}"
+# Without CAP_SYS_RESOURCE nobody may lower a score; with it nothing is lost here.
+restrict_oom_score_adj = true
+disable_apparmor = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{folder}/cni/bin"
+conf_dir = "{folder}/cni/conf"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "{snapshotter}"
+default_runtime_name = "runc"
+"""
+
+_RUNTIME = """
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}.options]
+BinaryName = "{program}"
+Root = "{folder}/{name}"
+SystemdCgroup = false
+"""
+
+_CRUN = """#!/bin/sh
+# crun refuses a hybrid node if its cgroup2 has controllers of its own, though it would use none: so it is shown none.
+exec unshare --mount sh -c 'mount --bind {empty} {controllers} && exec {program} "$@"' crun "$@"
+"""
+
+
+def _runtime(name: str, folder: Path) -> str:
+    """What containerd is to start as this runtime."""
+    program = need_program(name, name)
+    controllers = Path("/sys/fs/cgroup/unified/cgroup.controllers")
+    if name != "crun" or not controllers.exists() or not controllers.read_text().strip():
+        return program
+    empty, script = folder / "empty", folder / "crun-on-hybrid"
+    empty.touch()
+    script.write_text(_CRUN.format(empty=empty, controllers=controllers, program=program))
+    script.chmod(0o755)
+    return str(script)
+
+
+def _snapshotter(folder: Path) -> str:
+    """overlayfs, unless the folder is on one itself: it cannot be laid over another."""
+    kind = subprocess.run(["stat", "-f", "-c", "%T", folder], check=True, capture_output=True, text=True, timeout=10)
+    return "native" if "overlay" in kind.stdout else "overlayfs"
+
+
+class Containerd:
+    """Runs from ``start`` to ``close``; may be ended in between, and started again on the same state.
+
+    ``socket`` is where it serves, ``folder`` all that it has, ``cgroups`` where its containers belong.
+    """
+
+    namespace = "k8s.io"
+    """Where CRI keeps its containers."""
+
+    def __init__(self) -> None:
+        need_root()
+        program = need_program("containerd", "containerd")
+        need_program("containerd-shim-runc-v2", "containerd")
+        need_program("ctr", "containerd")
+        # Not below pytest's folder: a socket's path may have 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="freeze-proxy-"))
+        try:
+            self.cgroups = Cgroups(f"freeze-proxy-test-{os.getpid()}-{self.folder.name.rpartition('-')[2]}")
+            self.socket = self.folder / "containerd.sock"
+            self.channel = grpc.insecure_channel(
+                f"unix://{self.socket}",
+                options=[
+                    ("grpc.use_local_subchannel_pool", 1),
+                    ("grpc.initial_reconnect_backoff_ms", 50),
+                    ("grpc.min_reconnect_backoff_ms", 50),
+                    ("grpc.max_reconnect_backoff_ms", 200),
+                ],
+            )
+            config = self.folder / "config.toml"
+            text = _CONFIG.format(folder=self.folder, pause=archives.PAUSE, snapshotter=_snapshotter(self.folder))
+            for name in RUNTIMES:
+                text += _RUNTIME.format(name=name, program=_runtime(name, self.folder), folder=self.folder)
+            config.write_text(text)
+            self.archive = self.folder / "images.tar"
+            archives.write(self.archive)
+        except BaseException:
+            shutil.rmtree(self.folder)
+            raise
+        self._daemon = Daemon(
+            "containerd", [program, "--config", config], self.folder / "containerd.log", self._has_images
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._daemon.pid
+
+    @property
+    def log(self) -> str:
+        return self._daemon.log.read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start, or start again; the images are there when this returns."""
+        self._daemon.start()
+
+    def kill(self) -> None:
+        """SIGKILL; its containers go on."""
+        self._daemon.end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM; its containers go on."""
+        self._daemon.end()
+
+    def ensure(self) -> None:
+        """Start it if a test has left it ended."""
+        if not self._daemon.running:
+            self.start()
+
+    def call(self, method: str, service: str = "RuntimeService", within: float = 30.0, **fields: Any) -> Any:
+        """A CRI call, by the name of its method, with the fields of its request; ``grpc.RpcError`` if it fails."""
+        invoke = self.channel.unary_unary(
+            f"/runtime.v1.{service}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=MESSAGES[f"{method}Response"].FromString,
+        )
+        return invoke(MESSAGES[f"{method}Request"](**fields), timeout=within, wait_for_ready=True)
+
+    def ctr(self, *arguments: str | Path) -> str:
+        """containerd's own command line; returns what it prints."""
+        command = ["ctr", "--address", self.socket, "--namespace", self.namespace, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, f"ctr {' '.join(map(str, arguments))}: {done.stderr.strip()}"
+        return done.stdout
+
+    def _has_images(self) -> bool:
+        if not self.socket.exists():
+            return False
+        try:
+            found = [self._has_image(name) for name in (archives.PAUSE, archives.WORKLOAD)]
+        except grpc.RpcError:
+            return False  # the socket is there before CRI is
+        if not any(found):
+            self.ctr("images", "import", "--all-platforms", self.archive)
+        return all(found)  # CRI hears of an import a moment later
+
+    def _has_image(self, name: str) -> bool:
+        answer = self.call("ImageStatus", "ImageService", within=2, image={"image": name})
+        return bool(answer.image.id)
+
+    def close(self) -> None:
+        """End it with all its containers, and remove everything that it made."""
+        self.channel.close()
+        self._daemon.end(signal.SIGKILL)
+        sockets = [file.read_text() for file in self.folder.glob("state/io.containerd.runtime.v2.task/*/*/address")]
+        end_processes_with(str(self.socket))  # the shims; containers no longer have anybody to restart them
+        self.cgroups.close()
+        for socket in sockets:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(socket.removeprefix("unix://"))
+        until(lambda: not self.cgroups.paths(), "the cgroups are gone")
+        remove_folder(self.folder)

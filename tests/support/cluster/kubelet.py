@@ -1,0 +1,277 @@
+"""What a kubelet does, as far as a freezer can notice: pods and containers over CRI, named and placed as it does."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+
+from tests.support.cluster import archives, cgroups
+from tests.support.cluster.containerd import Containerd
+from tests.support.cluster.messages import EXITED, NODE, RUNNING
+from tests.support.wait import until
+
+Command = Sequence[str]
+
+TICK = (
+    "sh",
+    "-c",
+    # Waiting in read, and not by sleep, costs no process a tick.
+    'trap "echo terminated; exit 0" TERM; echo started; mkfifo /tmp/never; exec 3<>/tmp/never 4>>/ticks/ticks; '
+    "while :; do echo >&4; read -t 0.01 nothing <&3; done",
+)
+"""Writes a byte into a file that the test sees, every 10 ms; says "started" and "terminated" in its log."""
+
+NAMESPACE = "default"
+
+
+class Executed(NamedTuple):
+    """What a command in a container has come to."""
+
+    code: int
+    out: bytes
+    error: bytes
+
+
+class Container:
+    """One container, from its start until its pod is deleted."""
+
+    def __init__(self, pod: "Pod", name: str, attempt: int, command: Command) -> None:
+        self._call = pod.kubelet.containerd.call
+        self.pod = pod
+        self.name = name
+        self.attempt = attempt
+        self.command = command
+        self.folder = pod.folder / name / str(attempt)
+        """Mounted in the container as ``/ticks``."""
+        self.folder.mkdir(parents=True)
+        self.id: str = self._call(
+            "CreateContainer", pod_sandbox_id=pod.id, config=self._config(), sandbox_config=pod.config
+        ).container_id
+        self._call("StartContainer", container_id=self.id)
+        self.pid: int = json.loads(self.status(verbose=True).info["info"])["pid"]
+        """Its first process, as the node counts processes."""
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "metadata": {"name": self.name, "attempt": self.attempt},
+            "image": {"image": archives.WORKLOAD},
+            "command": list(self.command),
+            "envs": [{"key": "HOSTNAME", "value": self.pod.name}],
+            "mounts": [{"container_path": "/ticks", "host_path": str(self.folder)}],
+            "labels": self.pod.labels | {"io.kubernetes.container.name": self.name},
+            "annotations": {"io.kubernetes.container.restartCount": str(self.attempt)},
+            "log_path": f"{self.name}/{self.attempt}.log",
+            "linux": {
+                "resources": {"cpu_shares": 102},
+                "security_context": {"namespace_options": {"network": NODE, "pid": 1}},
+            },
+        }
+
+    # What it does.
+
+    @property
+    def ticks(self) -> int:
+        """How often it has ticked (see ``TICK``)."""
+        file = self.folder / "ticks"
+        return file.stat().st_size if file.exists() else 0
+
+    def await_ticks(self, within: float = 10.0) -> None:
+        """It ticks from now on."""
+        before = self.ticks
+        until(lambda: self.ticks > before, f"{self.name} ticks", within)
+
+    @property
+    def log(self) -> Path:
+        """What it printed, each line as ``TIME STREAM TAG TEXT``."""
+        return self.pod.logs / self.name / f"{self.attempt}.log"
+
+    @property
+    def printed(self) -> list[str]:
+        """The lines that it printed."""
+        return [line.split(" ", 3)[3] for line in self.log.read_text().splitlines()]
+
+    # What the kernel says.
+
+    @property
+    def alive(self) -> bool:
+        """Whether its first process is there, and no zombie."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(")")[2].split()[0] != "Z"
+
+    @property
+    def frozen(self) -> bool:
+        return self.alive and cgroups.frozen(self.pid)
+
+    @property
+    def cgroup(self) -> Path:
+        """The cgroup by which it is to be frozen."""
+        return cgroups.place(self.pid)
+
+    # What the runtime says.
+
+    def status(self, verbose: bool = False) -> Any:
+        return self._call("ContainerStatus", container_id=self.id, verbose=verbose)
+
+    @property
+    def state(self) -> int:
+        return int(self.status().status.state)
+
+    @property
+    def running(self) -> bool:
+        return self.state == RUNNING
+
+    def stats(self) -> Any:
+        return self._call("ContainerStats", container_id=self.id).stats
+
+    def execute(self, *command: str, within: float = 10.0) -> Executed:
+        """Run a command in it; ``grpc.RpcError`` if the runtime cannot."""
+        answer = self._call(
+            "ExecSync", within=within + 5, container_id=self.id, cmd=command, timeout=max(1, round(within))
+        )
+        return Executed(answer.exit_code, answer.stdout, answer.stderr)
+
+    # Its end.
+
+    def kill(self, by: int = signal.SIGKILL) -> None:
+        """A signal to its first process, from outside, with the runtime none the wiser."""
+        os.kill(self.pid, by)
+
+    def stop(self, grace: int = 0, within: float = 30.0) -> None:
+        """SIGTERM, and SIGKILL after ``grace`` seconds; at once if that is 0."""
+        self._call("StopContainer", within=within + grace, container_id=self.id, timeout=grace)
+
+    def await_exit(self, within: float = 10.0) -> None:
+        until(lambda: self.state == EXITED, f"container {self.name} has ended", within)
+
+    def remove(self) -> None:
+        self._call("RemoveContainer", container_id=self.id)
+
+
+class Pod:
+    """A pod that runs. ``pod["user-container"]`` is the running container of that name."""
+
+    def __init__(self, kubelet: "Kubelet", name: str, runtime: str, uid: str | None, labels: Mapping[str, str]) -> None:
+        self.kubelet = kubelet
+        self.name = name
+        self.namespace = NAMESPACE
+        self.runtime = runtime
+        self.uid = uid or str(uuid.uuid4())
+        self.labels = dict(labels) | {
+            "io.kubernetes.pod.uid": self.uid,
+            "io.kubernetes.pod.name": self.name,
+            "io.kubernetes.pod.namespace": self.namespace,
+        }
+        self.folder = kubelet.containerd.folder / "pods" / self.uid
+        self.logs = kubelet.containerd.folder / "logs" / f"{self.namespace}_{self.name}_{self.uid}"
+        self.logs.mkdir(parents=True)
+        self.containers: dict[str, Container] = {}
+        self.past: list[Container] = []
+        """Those that a restart has put others in place of."""
+        self.config: dict[str, Any] = {
+            "metadata": {"name": self.name, "uid": self.uid, "namespace": self.namespace},
+            "log_directory": str(self.logs),
+            "labels": self.labels,
+            "linux": {
+                # The node's network: it needs no plugins, and freezing has nothing to do with it.
+                "cgroup_parent": f"/{kubelet.containerd.cgroups.name}/kubepods/burstable/pod{self.uid}",
+                "security_context": {"namespace_options": {"network": NODE, "pid": 1}},
+            },
+        }
+        call = kubelet.containerd.call
+        self.id: str = call("RunPodSandbox", config=self.config, runtime_handler=runtime).pod_sandbox_id
+
+    def __getitem__(self, name: str) -> Container:
+        return self.containers[name]
+
+    def start(self, name: str, command: Command) -> Container:
+        """Start a container of this name; if there has been one already it counts as a restart."""
+        before = self.containers.get(name)
+        if before is not None:
+            self.past.append(before)
+        container = Container(self, name, 0 if before is None else before.attempt + 1, command)
+        self.containers[name] = container
+        return container
+
+    def restart(self, name: str) -> Container:
+        """End the container unless it has ended, and start another in its place, as a kubelet does after a crash."""
+        container = self[name]
+        if container.alive:
+            container.kill()
+        container.await_exit()
+        return self.start(name, container.command)
+
+    def kill(self, name: str, by: int = signal.SIGKILL) -> None:
+        """A signal to the first process of a container."""
+        self[name].kill(by)
+
+    def delete(self, grace: int = 0) -> None:
+        """As a kubelet: stop all containers side by side, then the sandbox, remove both, and then the pod's cgroup."""
+        call = self.kubelet.containerd.call
+        everyone = [*self.past, *self.containers.values()]
+        with ThreadPoolExecutor(max(1, len(everyone))) as threads:
+            list(threads.map(lambda container: container.stop(grace), everyone))
+        call("StopPodSandbox", pod_sandbox_id=self.id)
+        for container in everyone:
+            container.remove()
+        call("RemovePodSandbox", pod_sandbox_id=self.id)
+        self.kubelet.containerd.cgroups.remove(f"pod{self.uid}")
+        for folder in (self.folder, self.logs):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.kubelet.pods.remove(self)
+
+
+class Kubelet:
+    """Runs pods on a containerd, and deletes those that are left when it is closed."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, containerd: Containerd) -> None:
+        self.containerd = containerd
+        self.pods: list[Pod] = []
+
+    def pod(
+        self,
+        containers: Mapping[str, Command] | Sequence[str] = ("user-container", "queue-proxy"),
+        runtime: str = "runc",
+        name: str | None = None,
+        uid: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Pod:
+        """Run a pod; names alone stand for containers that tick. All of them run when this returns."""
+        commands = containers if isinstance(containers, Mapping) else dict.fromkeys(containers, TICK)
+        pod = Pod(self, name or f"pod-{next(self._numbers)}", runtime, uid, labels or {})
+        self.pods.append(pod)
+        for container, command in commands.items():
+            pod.start(container, command)
+        return pod
+
+    def close(self) -> None:
+        """Thaw and delete whatever pods are left."""
+        self.containerd.ensure()
+        self.containerd.cgroups.thaw()
+        for pod in list(self.pods):
+            try:
+                pod.delete()
+            except grpc.RpcError:
+                self._remove_by_force(pod)
+
+    def _remove_by_force(self, pod: Pod) -> None:
+        """For a pod that its runtime cannot delete, as after a pause that was mixed with a write to the cgroup."""
+        call = self.containerd.call
+        for pid in cgroups.processes_in(self.containerd.cgroups.below(f"pod{pod.uid}")):
+            os.kill(pid, signal.SIGKILL)
+        call("StopPodSandbox", pod_sandbox_id=pod.id)
+        call("RemovePodSandbox", pod_sandbox_id=pod.id)
+        self.containerd.cgroups.remove(f"pod{pod.uid}")
+        self.pods.remove(pod)
