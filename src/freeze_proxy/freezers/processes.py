@@ -1,6 +1,7 @@
 """What /proc knows of processes: who descends from whom, who stands still, how much CPU they used (proc(5))."""
 
 import os
+import signal
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 STOPPED = "T"
@@ -117,3 +118,29 @@ def parent(pid: int) -> int | None:
     """Its parent's PID."""
     fields = stat(pid)
     return int(fields[_PARENT]) if fields else None
+
+
+_ASKS_TO_END = {
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGKILL),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH),  # nginx and httpd are told so to finish and leave
+    signal.SIGRTMIN + 3,  # systemd is
+}
+_ENDINGS = sum(1 << number - 1 for number in _ASKS_TO_END)
+
+
+def asked_to_end(pid: int) -> bool:
+    """Whether a process that stands still has been sent a signal by which servers are told to end (or to reload).
+
+    It cannot handle it before it is thawed. These are the signals that images name as their ``STOPSIGNAL``, pending for
+    the process or its main thread (``SigPnd``, ``ShdPnd`` of /proc/PID/status, proc(5)). False where there is no such
+    process.
+    """
+    pending = 0
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith(("SigPnd:", "ShdPnd:")):
+                    pending |= int(line.split()[1], 16)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False
+    return bool(pending & _ENDINGS)
