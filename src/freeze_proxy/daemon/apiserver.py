@@ -16,6 +16,8 @@ from freeze_proxy.daemon.identity import MOST_REVIEWS, Unreachable
 
 PATIENCE = 3.0
 """Seconds for one call, its connection included."""
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where the kubelet puts a pod's own credentials."""
 KEPT_ALIVE = 60.0
 """Seconds for which an idle connection stays open for the next call."""
 
@@ -123,7 +125,7 @@ def _from_service_account() -> SingleConfig:
             "name a kubeconfig with --kubeconfig."
         )
     try:
-        config = KubeConfig.from_service_account().get()
+        config = KubeConfig.from_service_account(SERVICE_ACCOUNT).get()
     except (ConfigError, OSError) as error:
         raise NotConfigured(
             f"The pod's service account cannot be read ({error}); is automountServiceAccountToken off?"
