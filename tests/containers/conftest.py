@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.cluster.containerd import RUNTIMES, Containerd
+from tests.support.cluster.dockerd import Dockerd
 from tests.support.cluster.kubelet import Kubelet
 
 
@@ -34,6 +35,30 @@ def kubelet(containerd: Containerd) -> Iterator[Kubelet]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def session_dockerd(session_containerd: Containerd) -> Iterator[Dockerd]:
+    """One dockerd for all tests, on the same containerd."""
+    session_containerd.ensure()
+    made = Dockerd(session_containerd)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def dockerd(session_dockerd: Dockerd, containerd: Containerd) -> Iterator[Dockerd]:
+    """A dockerd that serves; containers that a test leaves are removed."""
+    session_dockerd.ensure()
+    try:
+        yield session_dockerd
+    finally:
+        containerd.ensure()
+        session_dockerd.ensure()
+        session_dockerd.clear()
 
 
 @pytest.fixture(params=RUNTIMES)

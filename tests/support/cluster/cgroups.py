@@ -48,6 +48,15 @@ def frozen(pid: int) -> bool:
     return (v1.exists() and v1.read_text() == "FROZEN\n") or (v2.exists() and "frozen 1\n" in v2.read_text())
 
 
+def lives(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 def processes_in(paths: list[Path]) -> list[int]:
     """The processes in these cgroups and all below them."""
     found: set[int] = set()

@@ -110,7 +110,8 @@ class Containerd:
                 ],
             )
             config = self.folder / "config.toml"
-            text = _CONFIG.format(folder=self.folder, pause=archives.PAUSE, snapshotter=_snapshotter(self.folder))
+            self.snapshotter = _snapshotter(self.folder)
+            text = _CONFIG.format(folder=self.folder, pause=archives.PAUSE, snapshotter=self.snapshotter)
             for name in RUNTIMES:
                 text += _RUNTIME.format(name=name, program=_runtime(name, self.folder), folder=self.folder)
             config.write_text(text)

@@ -103,11 +103,7 @@ class Container:
     @property
     def alive(self) -> bool:
         """Whether its first process is there, and no zombie."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return stat.rpartition(")")[2].split()[0] != "Z"
+        return cgroups.lives(self.pid)
 
     @property
     def frozen(self) -> bool:
