@@ -180,15 +180,20 @@ class Containerd:
         answer = self.call("ImageStatus", "ImageService", within=2, image={"image": name})
         return bool(answer.image.id)
 
+    def shim_sockets(self) -> list[Path]:
+        """Where its shims listen, which is in a folder that all containerds of a machine share."""
+        addresses = self.folder.glob("state/io.containerd.runtime.v2.task/*/*/address")
+        return sorted({Path(file.read_text().removeprefix("unix://")) for file in addresses})
+
     def close(self) -> None:
         """End it with all its containers, and remove everything that it made."""
         self.channel.close()
         self._daemon.end(signal.SIGKILL)
-        sockets = [file.read_text() for file in self.folder.glob("state/io.containerd.runtime.v2.task/*/*/address")]
+        sockets = self.shim_sockets()
         end_processes_with(str(self.socket))  # the shims; containers no longer have anybody to restart them
         self.cgroups.close()
         for socket in sockets:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(socket.removeprefix("unix://"))
+                socket.unlink()
         until(lambda: not self.cgroups.paths(), "the cgroups are gone")
         remove_folder(self.folder)

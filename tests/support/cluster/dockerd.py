@@ -10,13 +10,12 @@ from typing import Any
 
 from tests.support.cluster import archives, cgroups
 from tests.support.cluster.containerd import Containerd
-from tests.support.cluster.kubelet import TICK, Command
 from tests.support.cluster.programs import Daemon, end_processes_with, remove_folder
+from tests.support.cluster.ticking import TICK, Command, Ticking
 from tests.support.needs import need_program
-from tests.support.wait import until
 
 
-class DockerContainer:
+class DockerContainer(Ticking):
     """A container that dockerd runs."""
 
     def __init__(self, dockerd: "Dockerd", name: str, identity: str, folder: Path) -> None:
@@ -35,38 +34,9 @@ class DockerContainer:
         return str(self.inspect()["State"]["Status"])
 
     @property
-    def ticks(self) -> int:
-        """How often it has ticked."""
-        file = self.folder / "ticks"
-        return file.stat().st_size if file.exists() else 0
-
-    def await_ticks(self, within: float = 10.0) -> None:
-        """It ticks from now on."""
-        before = self.ticks
-        until(lambda: self.ticks > before, f"{self.name} ticks", within)
-
-    @property
-    def alive(self) -> bool:
-        """Whether its first process is there, and no zombie."""
-        return cgroups.lives(self.pid)
-
-    @property
-    def frozen(self) -> bool:
-        return self.alive and cgroups.frozen(self.pid)
-
-    @property
-    def cgroup(self) -> Path:
-        """The cgroup by which it is to be frozen."""
-        return cgroups.place(self.pid)
-
-    @property
     def printed(self) -> list[str]:
         """The lines that it printed."""
         return self.dockerd.docker("logs", self.id).splitlines()
-
-    def kill(self, by: int = signal.SIGKILL) -> None:
-        """A signal to its first process, from outside, with dockerd none the wiser."""
-        os.kill(self.pid, by)
 
     def remove(self) -> None:
         """Thaw it however it was frozen, and remove it."""

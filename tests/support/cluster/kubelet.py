@@ -16,18 +16,8 @@ import grpc
 from tests.support.cluster import archives, cgroups
 from tests.support.cluster.containerd import Containerd
 from tests.support.cluster.messages import EXITED, NODE, RUNNING
+from tests.support.cluster.ticking import TICK, Command, Ticking
 from tests.support.wait import until
-
-Command = Sequence[str]
-
-TICK = (
-    "sh",
-    "-c",
-    # Waiting in read, and not by sleep, costs no process a tick.
-    'trap "echo terminated; exit 0" TERM; echo started; mkfifo /tmp/never; exec 3<>/tmp/never 4>>/ticks/ticks; '
-    "while :; do echo >&4; read -t 0.01 nothing <&3; done",
-)
-"""Writes a byte into a file that the test sees, every 10 ms; says "started" and "terminated" in its log."""
 
 NAMESPACE = "default"
 
@@ -40,7 +30,7 @@ class Executed(NamedTuple):
     error: bytes
 
 
-class Container:
+class Container(Ticking):
     """One container, from its start until its pod is deleted."""
 
     def __init__(self, pod: "Pod", name: str, attempt: int, command: Command) -> None:
@@ -50,14 +40,12 @@ class Container:
         self.attempt = attempt
         self.command = command
         self.folder = pod.folder / name / str(attempt)
-        """Mounted in the container as ``/ticks``."""
         self.folder.mkdir(parents=True)
         self.id: str = self._call(
             "CreateContainer", pod_sandbox_id=pod.id, config=self._config(), sandbox_config=pod.config
         ).container_id
         self._call("StartContainer", container_id=self.id)
         self.pid: int = json.loads(self.status(verbose=True).info["info"])["pid"]
-        """Its first process, as the node counts processes."""
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -75,18 +63,7 @@ class Container:
             },
         }
 
-    # What it does.
-
-    @property
-    def ticks(self) -> int:
-        """How often it has ticked (see ``TICK``)."""
-        file = self.folder / "ticks"
-        return file.stat().st_size if file.exists() else 0
-
-    def await_ticks(self, within: float = 10.0) -> None:
-        """It ticks from now on."""
-        before = self.ticks
-        until(lambda: self.ticks > before, f"{self.name} ticks", within)
+    # What it prints.
 
     @property
     def log(self) -> Path:
@@ -97,22 +74,6 @@ class Container:
     def printed(self) -> list[str]:
         """The lines that it printed."""
         return [line.split(" ", 3)[3] for line in self.log.read_text().splitlines()]
-
-    # What the kernel says.
-
-    @property
-    def alive(self) -> bool:
-        """Whether its first process is there, and no zombie."""
-        return cgroups.lives(self.pid)
-
-    @property
-    def frozen(self) -> bool:
-        return self.alive and cgroups.frozen(self.pid)
-
-    @property
-    def cgroup(self) -> Path:
-        """The cgroup by which it is to be frozen."""
-        return cgroups.place(self.pid)
 
     # What the runtime says.
 
@@ -138,10 +99,6 @@ class Container:
         return Executed(answer.exit_code, answer.stdout, answer.stderr)
 
     # Its end.
-
-    def kill(self, by: int = signal.SIGKILL) -> None:
-        """A signal to its first process, from outside, with the runtime none the wiser."""
-        os.kill(self.pid, by)
 
     def stop(self, grace: int = 0, within: float = 30.0) -> None:
         """SIGTERM, and SIGKILL after ``grace`` seconds; at once if that is 0."""

@@ -3,135 +3,100 @@
 Field numbers as in ``runtime/v1/api.proto`` of k8s.io/cri-api. Enums stand as the integers that they are on the wire.
 """
 
-from typing import Any
-
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from freeze_proxy.protobuf import Table, classes
 
 RUNNING, EXITED = 1, 2
 """Container states."""
 NODE = 2
 """A namespace mode: the node's own."""
 
-_ID = [("container_id", 1, "string")]
-_POD_ID = [("pod_sandbox_id", 1, "string")]
+_ID = {"container_id": (1, "string")}
+_POD_ID = {"pod_sandbox_id": (1, "string")}
 
-TABLE: dict[str, list[tuple[str, int, str]]] = {
-    "ImageSpec": [("image", 1, "string")],
-    "Image": [("id", 1, "string")],
-    "ImageStatusRequest": [("image", 1, "ImageSpec")],
-    "ImageStatusResponse": [("image", 1, "Image")],
-    "NamespaceOption": [("network", 1, "int32"), ("pid", 2, "int32"), ("ipc", 3, "int32")],
-    "SandboxSecurityContext": [("namespace_options", 1, "NamespaceOption")],
-    "LinuxPodSandboxConfig": [("cgroup_parent", 1, "string"), ("security_context", 2, "SandboxSecurityContext")],
-    "PodSandboxMetadata": [
-        ("name", 1, "string"),
-        ("uid", 2, "string"),
-        ("namespace", 3, "string"),
-        ("attempt", 4, "uint32"),
-    ],
-    "PodSandboxConfig": [
-        ("metadata", 1, "PodSandboxMetadata"),
-        ("log_directory", 3, "string"),
-        ("labels", 6, "map"),
-        ("annotations", 7, "map"),
-        ("linux", 8, "LinuxPodSandboxConfig"),
-    ],
-    "RunPodSandboxRequest": [("config", 1, "PodSandboxConfig"), ("runtime_handler", 2, "string")],
+TABLE: Table = {
+    "ImageSpec": {"image": (1, "string")},
+    "Image": {"id": (1, "string")},
+    "ImageStatusRequest": {"image": (1, "ImageSpec")},
+    "ImageStatusResponse": {"image": (1, "Image")},
+    "NamespaceOption": {"network": (1, "int32"), "pid": (2, "int32"), "ipc": (3, "int32")},
+    "SandboxSecurityContext": {"namespace_options": (1, "NamespaceOption")},
+    "LinuxPodSandboxConfig": {"cgroup_parent": (1, "string"), "security_context": (2, "SandboxSecurityContext")},
+    "PodSandboxMetadata": {
+        "name": (1, "string"),
+        "uid": (2, "string"),
+        "namespace": (3, "string"),
+        "attempt": (4, "uint32"),
+    },
+    "PodSandboxConfig": {
+        "metadata": (1, "PodSandboxMetadata"),
+        "log_directory": (3, "string"),
+        "labels": (6, "map string string"),
+        "annotations": (7, "map string string"),
+        "linux": (8, "LinuxPodSandboxConfig"),
+    },
+    "RunPodSandboxRequest": {"config": (1, "PodSandboxConfig"), "runtime_handler": (2, "string")},
     "RunPodSandboxResponse": _POD_ID,
     "StopPodSandboxRequest": _POD_ID,
-    "StopPodSandboxResponse": [],
+    "StopPodSandboxResponse": {},
     "RemovePodSandboxRequest": _POD_ID,
-    "RemovePodSandboxResponse": [],
-    "KeyValue": [("key", 1, "string"), ("value", 2, "string")],
-    "Mount": [("container_path", 1, "string"), ("host_path", 2, "string"), ("readonly", 3, "bool")],
-    "LinuxContainerResources": [
-        ("cpu_period", 1, "int64"),
-        ("cpu_quota", 2, "int64"),
-        ("cpu_shares", 3, "int64"),
-        ("memory_limit_in_bytes", 4, "int64"),
-    ],
-    "ContainerSecurityContext": [("namespace_options", 3, "NamespaceOption")],
-    "LinuxContainerConfig": [
-        ("resources", 1, "LinuxContainerResources"),
-        ("security_context", 2, "ContainerSecurityContext"),
-    ],
-    "ContainerMetadata": [("name", 1, "string"), ("attempt", 2, "uint32")],
-    "ContainerConfig": [
-        ("metadata", 1, "ContainerMetadata"),
-        ("image", 2, "ImageSpec"),
-        ("command", 3, "repeated string"),
-        ("envs", 6, "repeated KeyValue"),
-        ("mounts", 7, "repeated Mount"),
-        ("labels", 9, "map"),
-        ("annotations", 10, "map"),
-        ("log_path", 11, "string"),
-        ("linux", 15, "LinuxContainerConfig"),
-    ],
-    "CreateContainerRequest": [
-        ("pod_sandbox_id", 1, "string"),
-        ("config", 2, "ContainerConfig"),
-        ("sandbox_config", 3, "PodSandboxConfig"),
-    ],
+    "RemovePodSandboxResponse": {},
+    "KeyValue": {"key": (1, "string"), "value": (2, "string")},
+    "Mount": {"container_path": (1, "string"), "host_path": (2, "string"), "readonly": (3, "bool")},
+    "LinuxContainerResources": {
+        "cpu_period": (1, "int64"),
+        "cpu_quota": (2, "int64"),
+        "cpu_shares": (3, "int64"),
+        "memory_limit_in_bytes": (4, "int64"),
+    },
+    "ContainerSecurityContext": {"namespace_options": (3, "NamespaceOption")},
+    "LinuxContainerConfig": {
+        "resources": (1, "LinuxContainerResources"),
+        "security_context": (2, "ContainerSecurityContext"),
+    },
+    "ContainerMetadata": {"name": (1, "string"), "attempt": (2, "uint32")},
+    "ContainerConfig": {
+        "metadata": (1, "ContainerMetadata"),
+        "image": (2, "ImageSpec"),
+        "command": (3, "repeated string"),
+        "envs": (6, "repeated KeyValue"),
+        "mounts": (7, "repeated Mount"),
+        "labels": (9, "map string string"),
+        "annotations": (10, "map string string"),
+        "log_path": (11, "string"),
+        "linux": (15, "LinuxContainerConfig"),
+    },
+    "CreateContainerRequest": {**_POD_ID, "config": (2, "ContainerConfig"), "sandbox_config": (3, "PodSandboxConfig")},
     "CreateContainerResponse": _ID,
     "StartContainerRequest": _ID,
-    "StartContainerResponse": [],
-    "StopContainerRequest": [*_ID, ("timeout", 2, "int64")],
-    "StopContainerResponse": [],
+    "StartContainerResponse": {},
+    "StopContainerRequest": {**_ID, "timeout": (2, "int64")},
+    "StopContainerResponse": {},
     "RemoveContainerRequest": _ID,
-    "RemoveContainerResponse": [],
-    "UpdateContainerResourcesRequest": [*_ID, ("linux", 2, "LinuxContainerResources")],
-    "UpdateContainerResourcesResponse": [],
-    "ContainerStatusRequest": [*_ID, ("verbose", 2, "bool")],
-    "ContainerStatus": [
-        ("id", 1, "string"),
-        ("metadata", 2, "ContainerMetadata"),
-        ("state", 3, "int32"),
-        ("started_at", 5, "int64"),
-        ("finished_at", 6, "int64"),
-        ("exit_code", 7, "int32"),
-        ("reason", 10, "string"),
-        ("message", 11, "string"),
-        ("log_path", 15, "string"),
-    ],
-    "ContainerStatusResponse": [("status", 1, "ContainerStatus"), ("info", 2, "map")],
-    "ExecSyncRequest": [*_ID, ("cmd", 2, "repeated string"), ("timeout", 3, "int64")],
-    "ExecSyncResponse": [("stdout", 1, "bytes"), ("stderr", 2, "bytes"), ("exit_code", 3, "int32")],
-    "UInt64Value": [("value", 1, "uint64")],
-    "CpuUsage": [("timestamp", 1, "int64"), ("usage_core_nano_seconds", 2, "UInt64Value")],
-    "MemoryUsage": [("timestamp", 1, "int64"), ("working_set_bytes", 2, "UInt64Value")],
-    "ContainerStats": [("cpu", 2, "CpuUsage"), ("memory", 3, "MemoryUsage")],
+    "RemoveContainerResponse": {},
+    "UpdateContainerResourcesRequest": {**_ID, "linux": (2, "LinuxContainerResources")},
+    "UpdateContainerResourcesResponse": {},
+    "ContainerStatusRequest": {**_ID, "verbose": (2, "bool")},
+    "ContainerStatus": {
+        "id": (1, "string"),
+        "metadata": (2, "ContainerMetadata"),
+        "state": (3, "int32"),
+        "started_at": (5, "int64"),
+        "finished_at": (6, "int64"),
+        "exit_code": (7, "int32"),
+        "reason": (10, "string"),
+        "message": (11, "string"),
+        "log_path": (15, "string"),
+    },
+    "ContainerStatusResponse": {"status": (1, "ContainerStatus"), "info": (2, "map string string")},
+    "ExecSyncRequest": {**_ID, "cmd": (2, "repeated string"), "timeout": (3, "int64")},
+    "ExecSyncResponse": {"stdout": (1, "bytes"), "stderr": (2, "bytes"), "exit_code": (3, "int32")},
+    "UInt64Value": {"value": (1, "uint64")},
+    "CpuUsage": {"timestamp": (1, "int64"), "usage_core_nano_seconds": (2, "UInt64Value")},
+    "MemoryUsage": {"timestamp": (1, "int64"), "working_set_bytes": (2, "UInt64Value")},
+    "ContainerStats": {"cpu": (2, "CpuUsage"), "memory": (3, "MemoryUsage")},
     "ContainerStatsRequest": _ID,
-    "ContainerStatsResponse": [("stats", 1, "ContainerStats")],
+    "ContainerStatsResponse": {"stats": (1, "ContainerStats")},
 }
 
-_PACKAGE = "runtime.v1"
-
-
-def _classes(table: dict[str, list[tuple[str, int, str]]]) -> dict[str, Any]:
-    field_type = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="tests/cri.proto", package=_PACKAGE, syntax="proto3")
-    for name, fields in table.items():
-        message = file.message_type.add(name=name)
-        for field_name, number, kind in fields:
-            field = message.field.add(name=field_name, number=number, label=field_type.LABEL_OPTIONAL)
-            if kind == "map":
-                entry = message.nested_type.add(name=f"{field_name.capitalize()}Entry")
-                entry.options.map_entry = True
-                for place, part in enumerate(("key", "value"), 1):
-                    entry.field.add(
-                        name=part, number=place, label=field_type.LABEL_OPTIONAL, type=field_type.TYPE_STRING
-                    )
-                field.label, kind = field_type.LABEL_REPEATED, f"{name}.{entry.name}"
-            if kind.startswith("repeated "):
-                field.label, kind = field_type.LABEL_REPEATED, kind.removeprefix("repeated ")
-            if kind[0].isupper():
-                field.type, field.type_name = field_type.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
-            else:
-                field.type = field_type.Type.Value(f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in table}
-
-
-MESSAGES = _classes(TABLE)
+MESSAGES = classes("runtime.v1", TABLE)
 """The message classes, by their names."""
