@@ -17,6 +17,8 @@ class Freezer:
 
     kind = ""
     where = ""
+    way: tuple[str, ...] = ()
+    """Of what ``remade`` makes it again in another process: its kind, and what its class is made from."""
     quick = True
     """Whether its calls take microseconds. One that asks a runtime takes milliseconds, and is called from a thread."""
     cpu_is_quick = False

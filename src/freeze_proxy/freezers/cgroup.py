@@ -36,12 +36,16 @@ class _Files:
     def read(self, name: str) -> bytes:
         try:
             return os.pread(self._fds[name], 4096, 0)
+        except KeyError:
+            raise Gone(f"The cgroup {self.path} has been given back.") from None
         except OSError as error:
             raise self._failure(name, error) from error
 
     def write(self, name: str, value: bytes) -> None:
         try:
             os.pwrite(self._fds[name], value, 0)
+        except KeyError:
+            raise Gone(f"The cgroup {self.path} has been given back.") from None
         except OSError as error:
             raise self._failure(name, error) from error
 
@@ -64,6 +68,7 @@ class Cgroup2Freezer(Freezer):
 
     def __init__(self, path: str) -> None:
         self.where = path
+        self.way = (self.kind, path)
         self._files = _Files(path, "cgroup.freeze", "cgroup.events", "cpu.stat")
 
     def freeze(self) -> bool:
@@ -99,6 +104,7 @@ class Cgroup1Freezer(Freezer):
 
     def __init__(self, path: str) -> None:
         self.where = path
+        self.way = (self.kind, path)
         self._files = _Files(path, "freezer.state", "cgroup.procs")
 
     def freeze(self) -> bool:
@@ -139,7 +145,8 @@ class ThrottleFreezer(Freezer):
 
     kind = "throttle"
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, before: str | None = None) -> None:
+        """``before``: the quota to put back, from who throttled it; by default what it is now."""
         self.where = path
         self._v2 = os.path.exists(os.path.join(path, "cpu.max"))
         if self._v2:
@@ -149,7 +156,8 @@ class ThrottleFreezer(Freezer):
             self._quota, least = "cpu.cfs_quota_us", str(THROTTLED[0])
             self._files = _Files(path, self._quota)
         self._least = least.encode()
-        self._before = self._files.read(self._quota).strip()
+        self._before = self._files.read(self._quota).strip() if before is None else before.encode()
+        self.way = (self.kind, path, self._before.decode())
 
     def freeze(self) -> bool:
         """Takes effect in the current period already."""

@@ -1,0 +1,244 @@
+"""Control requests: who asks, for which pod and containers, and what comes of it, as an answer.
+
+In the order of the checks: path and method, token, body, pod, containers. Nothing but the token says which pod it is.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+
+from freeze_proxy.control.messages import (
+    AUDIENCE,
+    AWAKE,
+    CONNECTION,
+    FREEZE,
+    FROZEN,
+    HOOK,
+    HOOK_AUDIENCE,
+    LEASE,
+    MODES,
+    PAUSE,
+    RESUME,
+    THAW,
+    THROTTLED,
+    TOKEN,
+)
+from freeze_proxy.control.server import Answer, Connection, Request, answer, error
+from freeze_proxy.daemon.freezing import Freezing, Overtaken, TooSlow
+from freeze_proxy.daemon.identity import Caller, Identities, Refused, Unreachable
+from freeze_proxy.daemon.metrics import Metrics
+from freeze_proxy.daemon.pods import Container, NoContainer, NoPod, Pod, Pods, RuntimeAway
+from freeze_proxy.freezers import FreezeError, Gone
+
+_MOST_TRUSTED = 16
+"""Connections that one pod may keep open."""
+_MOST_NAMES = 64
+_SAY_AGAIN = 10.0
+"""Seconds for which a refusal of one address is logged once."""
+_LATER = "Retry-After: 1\r\n"
+
+_log = logging.getLogger(__name__)
+
+
+class _Wrong(Exception):
+    """A request that cannot be carried out as it is: status and sentence."""
+
+    def __init__(self, status: int, sentence: str, more: str = "") -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.more = more
+
+
+class Order:
+    """What a request asks for. ``names``: of containers, ``None`` for all that are not excluded."""
+
+    __slots__ = ("mode", "names", "thaw")
+
+    def __init__(self, thaw: bool, names: list[str] | None = None, mode: str = "freeze") -> None:
+        self.thaw = thaw
+        self.names = names
+        self.mode = mode
+
+
+def order_in(path: str, body: bytes) -> Order:
+    """What path and body ask for. Pure. Raises ``ValueError`` with a sentence."""
+    try:
+        facts = json.loads(body) if body.strip() else {}
+    except (ValueError, RecursionError):
+        raise ValueError("The body is not JSON; leave it out, or send an object.") from None
+    if not isinstance(facts, dict):
+        raise ValueError("The body must be a JSON object, or be left out.")
+    if path == HOOK:
+        if facts.get("action") not in (PAUSE, RESUME):
+            raise ValueError(f'The body must say what to do: {{"action": "{PAUSE}"}} or {{"action": "{RESUME}"}}.')
+        return Order(facts["action"] == RESUME)
+    names, mode = facts.get("containers"), facts.get("mode", "freeze")
+    if names is not None and not (
+        isinstance(names, list) and 0 < len(names) <= _MOST_NAMES and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError('"containers" must be a list of container names.')
+    if mode not in MODES:
+        raise ValueError(f'"mode" must be one of {", ".join(MODES)}.')
+    return Order(path == THAW, names, mode)
+
+
+class Service:
+    """Answers the control requests of this node's pods; the server's ``Handler``."""
+
+    def __init__(
+        self,
+        identities: Identities,
+        pods: Pods,
+        freezing: Freezing,
+        metrics: Metrics,
+        audience: str = AUDIENCE,
+        hook_audience: str = HOOK_AUDIENCE,
+    ) -> None:
+        self._identities = identities
+        self._pods = pods
+        self._freezing = freezing
+        self._metrics = metrics
+        self._audiences = {FREEZE: audience, THAW: audience, HOOK: hook_audience}
+        self._trusted: dict[Connection, str] = {}
+        self._connections: Counter[str] = Counter()
+        self._said: dict[tuple[str, int], float] = {}
+
+    async def answer(self, request: Request) -> Answer:
+        """200, or an error with a sentence; see the table of the control protocol."""
+        try:
+            return await self._carry_out(request)
+        except _Wrong as wrong:
+            self._refused(request, wrong)
+            return error(wrong.status, str(wrong), wrong.more)
+
+    def closed(self, connection: Connection) -> None:
+        """What it held is thawed."""
+        self._freezing.release(connection)
+        uid = self._trusted.pop(connection, None)
+        if uid is not None:
+            self._connections[uid] -= 1
+            if not self._connections[uid]:
+                del self._connections[uid]
+
+    # One step after another.
+
+    async def _carry_out(self, request: Request) -> Answer:
+        audience = self._audiences.get(request.path)
+        if audience is None:
+            raise _Wrong(404, f"There is nothing at {request.path[:80]!r}: send POST {FREEZE} or POST {THAW}.")
+        if request.method != "POST":
+            raise _Wrong(405, f"{request.path} takes POST, not {request.method}.", "Allow: POST\r\n")
+        caller = await self._caller(request, audience)
+        self._trust(request.connection, caller.uid)
+        try:
+            order = order_in(request.path, request.body)
+        except ValueError as reason:
+            raise _Wrong(400, str(reason)) from None
+        try:
+            states = await (self._thaw if order.thaw else self._freeze)(request, caller, order)
+        except (NoPod, NoContainer) as reason:
+            raise _Wrong(404, str(reason)) from reason
+        except RuntimeAway as reason:
+            raise _Wrong(503, str(reason), _LATER) from reason
+        except Overtaken:
+            raise _Wrong(409, "A newer order has come, or the connection was closed; nothing was frozen.") from None
+        except TooSlow as reason:
+            raise _Wrong(504, str(reason)) from reason
+        except FreezeError as reason:
+            raise _Wrong(503, str(reason), _LATER) from reason
+        took = time.monotonic() - request.at
+        state = AWAKE
+        if not order.thaw and order.mode != "dry-run":
+            state = THROTTLED if order.mode == "throttle" else FROZEN
+        self._metrics.carried_out("thaw" if order.thaw else "freeze", took)
+        if _log.isEnabledFor(logging.DEBUG):
+            facts = {"pod": f"{caller.namespace}/{caller.name}", "state": state, "took_us": round(took * 1e6)}
+            _log.debug("carried out", extra={"facts": facts})
+        return answer({"state": state, "containers": states, "took_us": round(took * 1e6)})
+
+    async def _caller(self, request: Request, audience: str) -> Caller:
+        token = request.headers.get(TOKEN)
+        if not token:
+            raise _Wrong(
+                400,
+                f"The header Token is missing: send the pod's service account token for the audience {audience!r}.",
+            )
+        try:
+            return self._identities.known(token, audience) or await self._identities.identify(token, audience)
+        except Refused as reason:
+            raise _Wrong(403, str(reason)) from reason
+        except Unreachable as reason:
+            raise _Wrong(503, str(reason), _LATER) from reason
+
+    async def _freeze(self, request: Request, caller: Caller, order: Order) -> list[dict[str, str]]:
+        lease = request.connection if request.headers.get(LEASE, "").lower() == CONNECTION else None
+        for last_try in (False, True):
+            pod = await self._pod(caller)
+            try:
+                containers = pod.chosen(order.names)
+                if order.mode == "dry-run":
+                    return [_dry(container) for container in containers]
+                return await self._freezing.freeze(pod, containers, order.mode, request.number, lease)
+            except NoContainer:
+                if last_try or await self._pods.renewed(caller.uid) is pod:
+                    raise
+            except Gone:
+                # A container has been restarted: its name stands for another one now.
+                self._pods.forget(caller.uid)
+                if last_try:
+                    raise
+        raise AssertionError("the second try returns or raises")
+
+    async def _thaw(self, request: Request, caller: Caller, order: Order) -> list[dict[str, str]]:
+        pod = self._pods.known(caller.uid)
+        if pod is None:
+            # What was frozen here must not wait for a look-up.
+            ours = self._freezing.knows(caller.uid)
+            await self._freezing.thaw(caller.uid, (), request.number)
+            try:
+                pod = await self._pod(caller)
+            except RuntimeAway:
+                if ours:
+                    return []
+                raise
+        containers: list[Container] = []
+        try:
+            containers = pod.chosen(order.names)
+        except NoContainer:
+            if order.names is not None:
+                await self._freezing.thaw(caller.uid, (), request.number)
+                raise
+        states = await self._freezing.thaw(caller.uid, containers, request.number)
+        if len(states) < len(containers):
+            self._pods.forget(caller.uid)
+        return states
+
+    async def _pod(self, caller: Caller) -> Pod:
+        pod = self._pods.known(caller.uid) or await self._pods.find(caller.uid)
+        pod.expect(caller.namespace, caller.name)
+        return pod
+
+    def _trust(self, connection: Connection, uid: str) -> None:
+        if connection not in self._trusted and not connection.closed and self._connections[uid] < _MOST_TRUSTED:
+            self._trusted[connection] = uid
+            self._connections[uid] += 1
+            connection.trust()
+
+    def _refused(self, request: Request, wrong: _Wrong) -> None:
+        self._metrics.refused(wrong.status)
+        now = time.monotonic()
+        key = (request.connection.peer, wrong.status)
+        if now < self._said.get(key, 0.0):
+            return
+        if len(self._said) > 1024:
+            self._said.clear()
+        self._said[key] = now + _SAY_AGAIN
+        level = logging.DEBUG if wrong.status == 409 else logging.WARNING
+        facts = {"status": wrong.status, "peer": request.connection.peer, "path": request.path[:80], "why": str(wrong)}
+        _log.log(level, "a request was refused", extra={"facts": facts})
+
+
+def _dry(container: Container) -> dict[str, str]:
+    container.freezer("freeze").alive()  # that it could be frozen
+    return {"name": container.name, "id": container.id, "state": AWAKE}

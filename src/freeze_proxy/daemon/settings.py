@@ -1,0 +1,36 @@
+"""What the daemon is told, each setting once: the command line makes its options from this."""
+
+from dataclasses import dataclass, field
+
+from freeze_proxy.control.messages import AUDIENCE, HOOK_AUDIENCE
+from freeze_proxy.daemon.pods import EXCLUDED
+from freeze_proxy.tcp import Address
+
+IDENTITIES = ("tokenreview", "jwks")
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times are seconds. What a setting means is said where it is an option, in ``cli.daemon``."""
+
+    listen: Address = ("127.0.0.1", 9696)
+    health_listen: Address = ("127.0.0.1", 9697)
+    node_name: str | None = None
+    identity: str = "tokenreview"
+    audience: str = AUDIENCE
+    hook_audience: str = HOOK_AUDIENCE
+    kubeconfig: str | None = None
+    context: str | None = None
+    issuer: str | None = None
+    runtime_socket: str = "auto"
+    freezer: str = "auto"
+    exclude: tuple[str, ...] = field(default_factory=lambda: tuple(sorted(EXCLUDED)))
+    state_dir: str = "/run/freeze-proxy"
+    freeze_timeout: float = 2.0
+    claim_timeout: float = 3.0
+    log_level: str = "info"
+
+
+class Failure(Exception):
+    """The daemon cannot go on; the text is a sentence for whoever started it."""
