@@ -268,12 +268,8 @@ class Freezing:
                     looked += 1
                     if looked % _A_WHILE == 0:
                         await asyncio.sleep(0)
-                    if self._look(ward, target):
-                        continue
-                    if ward.targets.get(key) is target:
-                        del ward.targets[key]
-                        target.freezer.close()
-                        target.entry.close(remove=True)
+                    if ward.targets.get(key) is target and not self._look(ward, target):
+                        self._strike(ward, target)
                 long_ago = asyncio.get_running_loop().time() - ward.since > _REMEMBERED
                 if not ward.targets and ward.lease is None and long_ago:
                     self._wards.pop(ward.uid, None)
@@ -385,7 +381,7 @@ class Freezing:
         try:
             await target.thaw(self._pool)
         except Gone:
-            target.frozen = False
+            self._strike(ward, target)
         except FreezeError as error:
             self._observe.failed("thaw", error)
             if (before := self._retries.get(target)) is not None:
@@ -405,11 +401,19 @@ class Freezing:
             try:
                 await target.thaw(self._pool)
             except Gone:
-                target.frozen = False
+                self._strike(ward, target)
             except FreezeError as error:
                 self._observe.failed("thaw", error)
             else:
                 self._observe.thawed(why)
+
+    @staticmethod
+    def _strike(ward: Ward, target: Target) -> None:
+        """The container is no more."""
+        target.frozen = False
+        if ward.targets.pop((target.record.id, target.state), None) is target:
+            target.entry.close(remove=True)
+            target.freezer.close()
 
     def _look(self, ward: Ward, target: Target) -> bool:
         """Whether a target is still there; what has to be done about it is done."""

@@ -1,8 +1,8 @@
 """The process above the daemon: when that dies, or stops to show that it lives, it thaws what is written down.
 
 It does nothing else, so that there is little that could end it; if it is ended all the same, the daemon sees that,
-thaws everything and leaves. Where both are killed at once, the next start reads the same journal. The daemon is not started
-again here: whoever runs this (the kubelet, systemd) does that, and shows that it was necessary.
+thaws everything and leaves. Where both are killed at once, the next start reads the same journal. The daemon is not
+started again here: whoever runs this (the kubelet, systemd) does that, and shows that it was necessary.
 """
 
 import contextlib
