@@ -25,6 +25,13 @@ RELAY = {
     "freeze_proxy.connection",
     "freeze_proxy.tcp",
 }
+CLIENT = {
+    "freeze_proxy.control",
+    "freeze_proxy.control.client",
+    "freeze_proxy.control.messages",
+    "freeze_proxy.control.names",
+    "freeze_proxy.control.token",
+}
 LITTLE = {"_socket", "select", "errno", "time", "_heapq"}
 """All of the standard library that the relay loads, beyond what an interpreter has loaded when it starts."""
 
@@ -52,9 +59,16 @@ def test_the_relay_loads_little() -> None:
     assert loaded - RELAY <= LITTLE
 
 
+def test_the_client_of_the_daemon_loads_hardly_more() -> None:
+    loaded = loaded_by("freeze_proxy.control.client")
+    assert {name for name in loaded if name.startswith("freeze_proxy")} <= RELAY | CLIENT
+    assert loaded - RELAY - CLIENT <= LITTLE
+
+
 @pytest.mark.parametrize(
     ("module", "ours"),
     [
+        ("freeze_proxy.control.messages", {"freeze_proxy", "freeze_proxy.control", "freeze_proxy.control.messages"}),
         ("freeze_proxy.gate", {"freeze_proxy", "freeze_proxy.gate"}),
         ("freeze_proxy.observe", {name for name in RELAY if "observe" in name} | {"freeze_proxy"}),
     ],
@@ -63,7 +77,9 @@ def test_the_pure_parts_load_nothing_but_themselves(module: str, ours: set[str])
     assert loaded_by(module) == ours
 
 
-@pytest.mark.parametrize("name", ["gate.py", "observe/__init__.py", "observe/http1.py", "observe/http2.py"])
+@pytest.mark.parametrize(
+    "name", ["gate.py", "observe/__init__.py", "observe/http1.py", "observe/http2.py", "control/messages.py"]
+)
 def test_the_pure_parts_read_no_clock_and_do_no_io(name: str) -> None:
     """They import nothing of the standard library, not even what every interpreter has loaded anyway."""
     for line in (SOURCE / "freeze_proxy" / name).read_text().splitlines():
