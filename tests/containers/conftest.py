@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.cluster.containerd import RUNTIMES, Containerd
+from tests.support.cluster.crio_stand_in import CrioStandIn
 from tests.support.cluster.dockerd import Dockerd
 from tests.support.cluster.kubelet import Kubelet
 
@@ -59,6 +60,17 @@ def dockerd(session_dockerd: Dockerd, containerd: Containerd) -> Iterator[Docker
         containerd.ensure()
         session_dockerd.ensure()
         session_dockerd.clear()
+
+
+@pytest.fixture
+def crio_stand_in(kubelet: Kubelet) -> Iterator[CrioStandIn]:
+    """What speaks as CRI-O does, for the containers of the kubelet's pods."""
+    made = CrioStandIn(kubelet.containerd)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture(params=RUNTIMES)

@@ -2,11 +2,15 @@
 
 import signal
 
+import grpc
+import httpx
+
 from tests.support.cluster import cgroups
 from tests.support.cluster.containerd import RUNTIMES, Containerd
+from tests.support.cluster.crio_stand_in import CrioStandIn
 from tests.support.cluster.dockerd import Dockerd
 from tests.support.cluster.kubelet import Kubelet
-from tests.support.cluster.messages import EXITED
+from tests.support.cluster.messages import EXITED, MESSAGES, RUNNING
 from tests.support.cluster.programs import mounts_below, processes_with
 from tests.support.wait import until
 
@@ -146,6 +150,43 @@ def test_containers_outlive_dockerd(dockerd: Dockerd) -> None:
     dockerd.start()
     assert container.status == "running"
     container.await_ticks()
+
+
+def test_the_crio_stand_in_pauses_as_crio_does(kubelet: Kubelet, crio_stand_in: CrioStandIn, runtime: str) -> None:
+    container = kubelet.pod(["user-container"], runtime)["user-container"]
+    container.await_ticks()
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(crio_stand_in.socket)), base_url="http://crio") as crio:
+        assert crio.get("/info").json()["cgroup_driver"] == "cgroupfs"
+        assert crio.get(f"/containers/{container.id}").json()["pid"] == container.pid
+        answers = []
+        for verb in ("unpause", "pause", "pause"):
+            answer = crio.get(f"/{verb}/{container.id}")
+            answers.append((answer.status_code, answer.text))
+        assert answers == [
+            (409, "container is not in paused state, now is running\n"),
+            (200, "200 OK"),
+            (409, "container is not in running or created state, now is paused\n"),
+        ]
+        assert container.frozen
+        assert container.stands_still()
+        assert crio.get(f"/unpause/{container.id}").status_code == 200
+        container.await_ticks()
+        container.kill()
+        container.await_exit()
+        answer = crio.get(f"/pause/{container.id}")
+        assert answer.text == "container is not in running or created state, now is stopped\n"
+        assert crio.get("/pause/nobody").text == "can't find the container with id nobody\n"
+        assert [crio.get("/pause/nobody").status_code, crio.get("/elsewhere").status_code] == [404, 404]
+
+
+def test_the_crio_stand_in_speaks_cri_on_the_same_socket(kubelet: Kubelet, crio_stand_in: CrioStandIn) -> None:
+    container = kubelet.pod(["user-container"])["user-container"]
+    with grpc.insecure_channel(f"unix://{crio_stand_in.socket}") as channel:
+        version = channel.unary_unary("/runtime.v1.RuntimeService/Version")(b"", timeout=10)
+        assert b"cri-o" in version
+        request = MESSAGES["ContainerStatusRequest"](container_id=container.id).SerializeToString()
+        answer = channel.unary_unary("/runtime.v1.RuntimeService/ContainerStatus")(request, timeout=10)
+        assert MESSAGES["ContainerStatusResponse"].FromString(answer).status.state == RUNNING
 
 
 def test_a_closed_node_leaves_nothing() -> None:

@@ -112,8 +112,9 @@ class Containerd:
             config = self.folder / "config.toml"
             self.snapshotter = _snapshotter(self.folder)
             text = _CONFIG.format(folder=self.folder, pause=archives.PAUSE, snapshotter=self.snapshotter)
-            for name in RUNTIMES:
-                text += _RUNTIME.format(name=name, program=_runtime(name, self.folder), folder=self.folder)
+            self.programs = {name: _runtime(name, self.folder) for name in RUNTIMES}
+            for name, runs in self.programs.items():
+                text += _RUNTIME.format(name=name, program=runs, folder=self.folder)
             config.write_text(text)
             self.archive = self.folder / "images.tar"
             archives.write(self.archive)
