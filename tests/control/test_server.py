@@ -164,6 +164,59 @@ def test_a_flood_is_answered_in_its_order_while_others_have_their_turn() -> None
     play(scene)
 
 
+def test_a_flood_from_many_connections_neither_fills_the_memory_nor_stops_the_loop() -> None:
+    """A read of theirs could hold thousands of requests, and none of them may be parsed all at once."""
+
+    async def scene(echo: Echo, server: Server, connect: Callable[[], Awaitable[Client]]) -> None:
+        flood = request("/f") * 4000
+        clients = [await connect() for _ in range(50)]
+        for client in clients:
+            client.send(flood)
+        other = await connect()
+        loop, worst, most = asyncio.get_running_loop(), 0.0, 0
+        for _ in range(40):
+            began = loop.time()
+            other.send(request("/other"))
+            await other.hear()
+            worst = max(worst, loop.time() - began)
+            kept = sum(len(connection._arrived) for connection in server.connections)
+            most = max(most, kept)
+        assert most <= 50 * module._PIECE / len(request("/f"))
+        assert worst < 0.5
+        assert len(echo.seen) < 50 * 4000, "the flood was over before the test had looked"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("excess", [b"\0" * 1_000_000, request("/a", "x: " + "y" * 1_000_000)])
+def test_who_is_refused_hears_why_though_it_goes_on_sending(excess: bytes) -> None:
+    async def scene(echo: Echo, server: Server, connect: Callable[[], Awaitable[Client]]) -> None:
+        client = await connect()
+        client.send(excess)
+        status, head, _ = await client.hear()
+        assert status in (400, 431)
+        assert b"Connection: close" in head
+        await client.writer.drain()
+        client.writer.write_eof()
+        assert await client.ended()
+        await until(lambda: not server.connections)
+
+    play(scene)
+
+
+def test_who_is_refused_and_does_not_leave_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER", 0.1)
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+
+    async def scene(echo: Echo, server: Server, connect: Callable[[], Awaitable[Client]]) -> None:
+        client = await connect()
+        client.send(b"\0")
+        assert (await client.hear())[0] == 400
+        await until(lambda: not server.connections)
+
+    play(scene)
+
+
 def test_not_more_than_so_many_are_under_way() -> None:
     async def scene(echo: Echo, server: Server, connect: Callable[[], Awaitable[Client]]) -> None:
         client = await connect()

@@ -8,8 +8,9 @@ What holds it within bounds:
 
 1. A head is ``MOST_HEAD`` bytes at most, a body ``MOST_BODY``; a request that has begun is complete ``PATIENCE``
    seconds later, or its connection is closed.
-2. At most ``MOST_WAITING`` requests of one connection are unanswered; further ones are not read. Of many that arrive
-   in one read, ``AT_ONCE`` are handed on before others have their turn.
+2. At most ``MOST_WAITING`` requests of one connection are unanswered; further ones are not read. A read takes
+   ``READ_SIZE`` bytes, is parsed in pieces, and ``AT_ONCE`` requests are handed on before others have their turn, one
+   at a time where nobody has shown who it is: a flood costs each of the others a fraction of a millisecond.
 3. A connection that is not ``trusted`` is closed when it has brought no request for ``PATIENCE`` seconds, and there
    are ``MOST_UNTRUSTED`` from one address at most. A trusted one stays; keep-alive finds out when its peer has gone.
 4. Who does not fetch the answers gets no more of them, and is cut off after ``PATIENCE`` seconds.
@@ -32,7 +33,10 @@ import httptools
 from freeze_proxy.control.messages import MOST_BODY, MOST_HEAD
 
 PATIENCE = 10.0
+LINGER = 2.0
+"""Seconds for which a client that is refused may go on sending: a reset would take the answer from it."""
 MOST_WAITING, AT_ONCE = 16, 8
+READ_SIZE, _PIECE = 16 * 1024, 1024
 MOST_CONNECTIONS, MOST_UNTRUSTED, MOST_FIELDS = 8192, 128, 64
 _KEEPALIVE = (15, 5, 3)
 """Seconds of silence before the first probe and between two, and how many may stay unanswered."""
@@ -108,7 +112,7 @@ class Handler(Protocol):
         ...
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One client's connection. ``closed`` says that it has ended, ``peer`` is its address."""
 
     def __init__(self, server: "Server") -> None:
@@ -117,6 +121,7 @@ class Connection(asyncio.Protocol):
         self.peer = ""
         self._server = server
         self._parser = httptools.HttpRequestParser(self)
+        self._unparsed = b""
         self._arrived: deque[tuple[Request, bool]] = deque()
         self._waiting: deque[_Slot] = deque()
         self._turn: asyncio.Handle | None = None
@@ -146,35 +151,25 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended. Requests that have begun are carried to their end; their handler sees ``closed``."""
         self.closed = True
-        self._arrived.clear()
+        self._drop()
         self._waiting.clear()
         self._server.forget(self)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where bytes are read to: one place for all, since they are taken out of it at once."""
+        return self._server.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """More bytes."""
-        if self._last:
-            return
-        before = self._requests
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._trouble = self._trouble or (400, "There is nothing to upgrade to here.")
-        except httptools.HttpParserError as reason:
-            if self._trouble is None:
-                self._trouble = (400, f"This is not HTTP/1.1 as RFC 9112 has it: {reason}.")
-        # One line without an end is kept by the parser itself, so what it was given counts.
-        self._fed = self._fed + len(data) if self._requests == before else 0
-        if self._fed > MOST_HEAD + MOST_BODY:
-            self._trouble = self._trouble or (431, f"A request's head may have {MOST_HEAD} bytes.")
-        if not self._arrived and self._trouble is not None:
-            self._refuse(*self._trouble)
-        else:
-            self._take()
+        if not self._last:
+            self._unparsed += self._server.buffer[:nbytes]
+            if self._turn is None:
+                self._take()
 
     def eof_received(self) -> bool:
         """No more requests; who waits for answers still gets them (RFC 9112 §9.6), and is closed then."""
         self._ended = True
-        return bool(self._waiting or self._arrived)
+        return bool(self._waiting or self._arrived or self._unparsed)
 
     def pause_writing(self) -> None:
         """The client does not fetch its answers."""
@@ -243,6 +238,7 @@ class Connection(asyncio.Protocol):
     _requests = 0
     _fed = 0
     _ended = False  # the client sends no more
+    _lingers = False  # it has its last answer, and may fetch it
     _trouble: tuple[int, str] | None = None
 
     def _too_long(self) -> None:
@@ -256,18 +252,35 @@ class Connection(asyncio.Protocol):
         self._body = bytearray()
         self._complete = False
 
+    def _parse(self) -> None:
+        """Until there is a request, or trouble, or nothing left."""
+        while self._unparsed and not self._arrived and self._trouble is None:
+            piece, self._unparsed = self._unparsed[:_PIECE], self._unparsed[_PIECE:]
+            before = self._requests
+            try:
+                self._parser.feed_data(piece)
+            except httptools.HttpParserUpgrade:
+                self._trouble = self._trouble or (400, "There is nothing to upgrade to here.")
+            except httptools.HttpParserError as reason:
+                self._trouble = self._trouble or (400, f"This is not HTTP/1.1 as RFC 9112 has it: {reason}.")
+            # One line without an end is kept by the parser itself, so what it was given counts.
+            self._fed = self._fed + len(piece) if self._requests == before else 0
+            if self._fed > MOST_HEAD + MOST_BODY:
+                self._trouble = self._trouble or (431, f"A request's head may have {MOST_HEAD} bytes.")
+
     def _take(self) -> None:
         """Hand on what has arrived, in turns with other connections."""
         self._turn = None
-        for _ in range(AT_ONCE):
+        for _ in range(AT_ONCE if self.trusted else 1):
+            self._parse()
             if not self._arrived or len(self._waiting) >= MOST_WAITING or self._last or self.closed:
                 break
             request, keep = self._arrived.popleft()
             self._last = not keep
             self._hand_on(request, keep)
         if self._last:
-            self._arrived.clear()
-        elif self._arrived:
+            self._drop()
+        elif self._arrived or (self._unparsed and self._trouble is None):
             if len(self._waiting) < MOST_WAITING and self._turn is None and not self.closed:
                 self._turn = asyncio.get_running_loop().call_soon(self._take)
             self._transport.pause_reading()
@@ -276,14 +289,26 @@ class Connection(asyncio.Protocol):
         else:
             self._go_on()
 
+    def _drop(self) -> None:
+        """Whatever has not been handed on."""
+        self._unparsed = b""
+        self._arrived.clear()
+
+    @property
+    def _more(self) -> bool:
+        """Whether there is something to be handed on."""
+        return bool(self._arrived or self._unparsed)
+
     def _go_on(self) -> None:
-        if (self._last or self._ended) and not self._waiting and not self._arrived:
+        if self._lingers:
+            return
+        if (self._last or self._ended) and not self._waiting and not self._more:
             self._transport.close()
         else:
             self._read_on()
 
     def _read_on(self) -> None:
-        enough = self._busy_writing or self._arrived or self._last or self._ended or len(self._waiting) >= MOST_WAITING
+        enough = self._busy_writing or self._more or self._last or self._ended or len(self._waiting) >= MOST_WAITING
         if not enough and not self.closed:
             self._transport.resume_reading()
 
@@ -314,7 +339,7 @@ class Connection(asyncio.Protocol):
         while self._waiting and (ready := self._waiting[0].answer) is not None:
             first = self._waiting.popleft()
             self._send(ready.encoded(first.keep, first.with_body), first.keep)
-        if self._arrived and self._turn is None and not self._last:
+        if self._more and self._turn is None and not self._last:
             self._take()
         elif not self.closed:
             self._go_on()
@@ -323,24 +348,28 @@ class Connection(asyncio.Protocol):
         self._since = time.monotonic()
         if not self._transport.is_closing():
             self._transport.write(data)
-            if not keep:
+            if not keep and self._trouble is not None and not self._ended:
+                self._lingers = True
+                self._transport.write_eof()
+                self._transport.resume_reading()
+            elif not keep:
                 self._transport.close()
 
     def _refuse(self, status: int, sentence: str) -> None:
         """The last that this client hears; what waits before it goes first."""
         self._last = True
-        self._arrived.clear()
+        self._drop()
         if not self.closed:
             self._put(error(status, sentence), False, True)
 
     def look(self, now: float) -> None:
         """Called now and then: end what takes too long."""
-        if self.closed or now - self._since < PATIENCE:
+        if self.closed or now - self._since < (LINGER if self._lingers else PATIENCE):
             return
         begun = bool(self._url or self._headers or self._fed) and not self._complete
-        if self._busy_writing or self._transport.is_closing():
+        if self._busy_writing or self._lingers or self._transport.is_closing():
             self._transport.abort()
-        elif not self._waiting and not self._arrived and (begun or not self.trusted):
+        elif not self._waiting and not self._more and (begun or not self.trusted):
             self._refuse(408, f"A request must be complete within {PATIENCE:g} seconds.")
 
 
@@ -381,6 +410,7 @@ class Server:
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
         self.connections: set[Connection] = set()
+        self.buffer = memoryview(bytearray(READ_SIZE))
         self._peers: Counter[str] = Counter()
         self._listening: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
