@@ -24,7 +24,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 def hasty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """One whose patience is short: 0.2 s for silence, 0.3 s until it presumes."""
     monkeypatch.setattr(module, "NOBODY", 0.3)
-    monkeypatch.setattr(module, "AWAY", 0.6)
+    monkeypatch.setattr(module, "HELPLESS", 0.6)
     with staged(tmp_path / "token", silence=0.2) as stage:
         yield stage
 
@@ -223,7 +223,7 @@ def test_a_loss_while_awake_is_no_matter(stage: Stage, end: Callable[[Peer], Non
     end(peer)
     assert stage.gate.open
     again = stage.accept()
-    stage.run_for(0.01)
+    stage.greeted(again)
     assert stage.gate.open
     stage.keeper.ended()
     stage.freeze(again)
@@ -404,6 +404,7 @@ def test_without_a_daemon_it_is_awake_and_says_so_once(stage: Stage) -> None:
     assert "cannot be reached (connection refused)" in stage.said[0]
     stage.listener.come()
     peer = stage.accept()
+    stage.greeted(peer)
     stage.freeze(peer)
     assert len(stage.said) == 2
 
@@ -441,15 +442,76 @@ def test_what_is_no_daemon_is_left(stage: Stage, garbage: bytes) -> None:
     assert "is not the daemon" in stage.said[0]
 
 
-def test_an_answer_to_nothing(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("status", "said"), [(200, "is not the daemon"), (429, "It is a 429."), (503, "It is a 503."), (408, "")]
+)
+def test_an_answer_to_nothing_is_the_end_of_the_connection(stage: Stage, status: int, said: str) -> None:
     peer = stage.begin()
     stage.keeper.began()
     stage.until(lambda: not peer.asked())
-    peer.answer()
-    stage.until(lambda: bool(stage.said))
-    assert "is not the daemon" in stage.said[0]
+    peer.answer(status)
+    again = stage.accept()
+    assert peer.asked() == []
+    assert peer.ended
     assert stage.gate.open
-    stage.accept()
+    stage.greeted(again)
+    assert (said in stage.said[0]) if said else (not stage.said)
+
+
+def test_a_client_that_the_daemon_does_not_want_does_not_insist(stage: Stage) -> None:
+    stage.client.start()
+    tries = 0
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        if peer := stage.listener.accept():
+            tries += 1
+            peer.answer(429)
+            peer.close()
+        stage.run_for(0.002)
+    assert 3 <= tries <= 10
+    assert len(stage.said) <= 2
+
+
+# The first word.
+
+
+def test_a_freeze_does_not_wait_for_the_answer_to_the_first_thaw(stage: Stage) -> None:
+    stage.client.start()
+    peer = stage.accept()
+    assert paths(stage, peer) == ["/thaw"]
+    stage.keeper.ready()
+    assert paths(stage, peer) == ["/freeze"]
+    peer.answer()
+    stage.run_for(0.02)
+    assert stage.gate.state == FREEZING
+    peer.answer()
+    stage.await_state(FROZEN)
+    assert stage.client.state == BOUND
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_what_is_refused_from_the_first_word_on_stays_awake(stage: Stage, status: int) -> None:
+    stage.client.start()
+    peer = stage.accept()
+    assert paths(stage, peer) == ["/thaw"]
+    stage.keeper.ready()
+    assert paths(stage, peer) == ["/freeze"]
+    peer.answer(status)
+    stage.run_for(0.02)
+    peer.answer(status)
+    stage.await_state(AWAKE)
+    stage.run_for(0.01)
+    assert stage.gate.open
+    assert not peer.ended
+    assert stage.said == [f"It is a {status}."]
+
+
+def test_a_daemon_that_is_silent_from_the_first_word_on(hasty: Stage) -> None:
+    hasty.client.start()
+    hasty.accept()
+    hasty.accept()
+    assert hasty.gate.open
+    assert "does not answer" in hasty.said[0]
 
 
 # Names.
@@ -502,7 +564,9 @@ def test_without_a_token_nothing_is_frozen(stage: Stage, content: str | None) ->
     stage.token.unlink()
     if content is not None:
         stage.token.write_text(content)
-    peer = stage.begin()
+    stage.client.start()
+    stage.keeper.ready()
+    peer = stage.accept()
     stage.until(lambda: bool(stage.notes.failures))
     assert stage.gate.open
     assert peer.asked() == []

@@ -229,12 +229,17 @@ class Stage:
         return found
 
     def begin(self) -> Peer:
-        """Client and gate start; returns their connection."""
+        """Client and gate start; returns their connection, on which the first thaw has been answered."""
         self.client.start()
         peer = self.accept()
-        self.until(lambda: self.client.connected, "the client has noticed")
+        self.greeted(peer)
         self.keeper.ready()
         return peer
+
+    def greeted(self, peer: Peer) -> None:
+        """The daemon answers the thaw with which every connection begins."""
+        assert [asked.path for asked in self.asked(peer)] == ["/thaw"]
+        peer.answer()
 
     def await_state(self, state: str, within: float = PATIENCE) -> None:
         self.until(lambda: self.gate.state == state, f"the gate is {state}", within)

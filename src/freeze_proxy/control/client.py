@@ -1,7 +1,9 @@
 """The sidecar's side of the control protocol: carries out a gate's orders by asking the daemon of the node.
 
 One connection is kept open, at all times if it can be had, and requests are pipelined on it: a thaw is written at once,
-behind a freeze that has no answer yet. Every freeze bears the lease: when the connection closes, the daemon thaws.
+behind a freeze that has no answer yet. Every freeze bears the lease: when the connection closes, the daemon thaws. The
+first thing said on a connection is a thaw, needed or not: by it the daemon learns whose connection this is and looks up
+what there is to look up, before anybody waits for that.
 
 What is known of the target, and what leads from one state to the next::
 
@@ -20,16 +22,17 @@ BOUND
 ADRIFT
     The connection of the lease is lost. If the daemon lives, it thaws by the lease; if it has died, its supervisor
     does. That is not known here, so the gate is told that the target is lost from sight, and stays shut: a new
-    connection is made, the first thing said on it is a thaw, and the answer to that counts.
+    connection is made, and the answer to the first thaw on it counts.
 PRESUMED
     There is no such answer to be had, and the guarantees of the daemon have had time to come true: for ``NOBODY``
-    seconds nobody listened at its address, or a living daemon has refused to know us, or for ``AWAY`` seconds it could
-    not be reached or not help. Then the target is held to run: a wedged pod is worse than one that, for want of both
-    daemon and supervisor, makes its requests wait until the next daemon thaws what nobody claims. Once there is a
-    connection, a thaw is sent all the same, and until it is answered nothing is frozen.
+    seconds nobody listened at its address, or a living daemon refused to know us; for ``HELPLESS`` seconds one lives
+    that cannot do what it is asked; for ``AWAY`` seconds it could not be reached. Then the target is held to run: a
+    wedged pod is worse than one that, for want of both daemon and supervisor, makes its requests wait until the next
+    daemon thaws what nobody claims. Until a thaw has been answered, nothing is frozen.
 
-A daemon that accepts the connection and then is silent holds the lease: nothing is presumed then. After ``silence``
-seconds without the answer to a thaw the connection is reset, and the next try made on a new one.
+A daemon that accepts the connection and then is silent holds the lease: nothing is presumed then, until its supervisor
+has ended it. After ``silence`` seconds without the answer to a thaw the connection is reset, and the next try made on a
+new one.
 
 Two try to connect: the gate while it is shut, by a new order 10 ms to 1 s after the last has failed, and this file
 itself, 10 ms to 5 s after each loss or failure.
@@ -63,14 +66,17 @@ AWAKE, BOUND, ADRIFT, PRESUMED = "awake", "bound", "adrift", "presumed"
 
 NOBODY = 2.0
 """Seconds after which a daemon whose address nobody listens at is gone, and its supervisor has thawed."""
-AWAY = 15.0
-"""Seconds after which a daemon that cannot be reached, if it lives, has noticed the same and ended the lease."""
+HELPLESS = 10.0
+"""Seconds after which a daemon that answers, but cannot thaw for us, has thawed what it found and nobody claimed."""
+AWAY = 35.0
+"""Seconds after which a daemon that cannot be reached, if it lives, has noticed the same and ended the lease: longer
+than its own keep-alive takes."""
 SILENCE = 2.0
 """Seconds that a thaw waits for its answer on one connection."""
 CONNECT_TIME = 1.0
 """Seconds that a connection may take to be made."""
 SETTLED = 1.0
-"""Seconds that a connection must have lasted, unless an answer came on it, to count as a good one."""
+"""Seconds that a connection must have lasted, unless an order was carried out on it, to count as a good one."""
 FIRST_PAUSE, LAST_PAUSE = 0.01, 5.0
 """Seconds between two tries to connect while nobody waits for it; doubled after each."""
 
@@ -83,6 +89,7 @@ _OPTIONS = (
     (_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, 4000),  # ms, for bytes that are not acknowledged
 )
 _OVERTAKEN = 409  # a freeze by a thaw, which is as it should be
+_TOO_LATE = 408  # no request came on a new connection: there was no token yet
 
 
 class Client(Driver):
@@ -290,8 +297,10 @@ class Client(Driver):
         try:
             while self._side is side and (answer := self._answers.next()) is not None:
                 if not self._unanswered:
-                    raise Garbled("it answers what was not asked")
-                self._settle()
+                    self._left(*answer)
+                    return
+                if answer[0] == 200:
+                    self._settle()
                 self._thaw_since = self._loop.now
                 if self._unanswered.pop(0) == FREEZE:
                     self._freeze_answered(*answer)
@@ -327,11 +336,22 @@ class Client(Driver):
                     self._end_freeze(self._freeze_failed)
             return
         reason = self._refused(status, body)
-        refused = status < 500
-        if self.state == BOUND and refused:
+        if self._unanswered:
+            return  # It was the first on this connection; a freeze is on its way, and has its own answer.
+        if self.state == BOUND and status < 500:
             self._drop(status, reason)  # What it does not do when we ask, it does when the lease ends.
-        elif not self._despair(refused):
+        elif not self._despair(NOBODY if status < 500 else HELPLESS):
             self._fail_thaw(reason)
+
+    def _left(self, status: int, body: bytes) -> None:
+        """An answer to nothing is the daemon's last word on a connection, about that."""
+        if status < 400:
+            self._drop("garbled", f"What answers at {self._host} is not the daemon: it answers what was not asked.")
+        elif status == _TOO_LATE:
+            self._forget()
+            self._adrift(complaint(body))
+        else:
+            self._drop(status, self._refused(status, body))
 
     def _refused(self, status: int, body: bytes) -> str:
         """Why, in a sentence."""
@@ -417,8 +437,7 @@ class Client(Driver):
         self._settled = False
         side.handle_with(self._on_daemon)
         self._loop.at(self._loop.now + SETTLED, lambda: self._settle_if(side))
-        if self.state != AWAKE:
-            self._send_thaw()
+        self._send_thaw()
 
     def _too_slow(self) -> None:
         self._forget()
@@ -431,7 +450,7 @@ class Client(Driver):
             self._ip = ""  # It may lead elsewhere by now.
         sentence = f"The daemon at {self._host} cannot be reached ({reason})."
         self._wrong(why, sentence, reach=True)
-        if not self._despair(why == errno.ECONNREFUSED):
+        if not self._despair(NOBODY if why == errno.ECONNREFUSED else AWAY):
             self._fail_thaw(sentence)
         self._try_later()
 
@@ -501,17 +520,22 @@ class Client(Driver):
 
     # When there is no help.
 
-    def _despair(self, nobody: bool) -> bool:
-        """There is no thaw to be had. ``nobody``: for there is no daemon, or it does not know us. True: presumed."""
+    def _despair(self, patience: float) -> bool:
+        """There is no thaw to be had just now; if so for as long as ``patience``, the target is presumed awake: true.
+
+        For ``NOBODY`` that long without anything better, for the others since the loss.
+        """
         if self.state != ADRIFT:
             return False
         now = self._loop.now
-        if not nobody:
+        since = self._away_since
+        if patience != NOBODY:
             self._nobody_since = None
         elif self._nobody_since is None:
-            self._nobody_since = now
-        nobody_since = now if self._nobody_since is None else self._nobody_since
-        if now - nobody_since < NOBODY and now - self._away_since < AWAY:
+            self._nobody_since = since = now
+        else:
+            since = self._nobody_since
+        if now < since + patience:
             return False
         self.state = PRESUMED
         self._end_thaw()
