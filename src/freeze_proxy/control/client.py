@@ -113,9 +113,9 @@ class Client(Driver):
         "_loop",
         "_name",
         "_nobody_since",
+        "_only_reach",
         "_pause",
         "_port",
-        "_reach_trouble",
         "_resolving",
         "_say",
         "_settled",
@@ -126,7 +126,7 @@ class Client(Driver):
         "_thaw_since",
         "_timer",
         "_token",
-        "_trouble",
+        "_troubles",
         "_unanswered",
         "_watching",
         "state",
@@ -153,8 +153,8 @@ class Client(Driver):
         self._body = order(containers, mode)
         self._silence = silence
         self._say = say
-        self._trouble: object = None  # what has been said to be wrong
-        self._reach_trouble = False  # it is about the connection
+        self._troubles: set[object] = set()  # what has been said to be wrong since all was well
+        self._only_reach = False  # it was about the connection, all of it
         # The connection.
         self._side: Side | None = None
         self._connecting = False
@@ -327,7 +327,7 @@ class Client(Driver):
 
     def _thaw_answered(self, status: int, body: bytes) -> None:
         if status == 200:
-            if self._trouble != "token":  # An old token has done for this; it will not for ever.
+            if "token" not in self._troubles:  # An old token has done for this; it will not for ever.
                 self._well()
             if not self._unanswered:
                 self.state = AWAKE
@@ -515,7 +515,7 @@ class Client(Driver):
         """The connection is a good one."""
         self._settled = True
         self._pause = FIRST_PAUSE
-        if self._reach_trouble:
+        if self._only_reach:
             self._well()
 
     # When there is no help.
@@ -546,13 +546,15 @@ class Client(Driver):
     # What is said.
 
     def _wrong(self, what: object, sentence: str, *, reach: bool = False) -> None:
-        if what != self._trouble:
-            self._trouble, self._reach_trouble = what, reach
+        """Each trouble is worth a word once, until all is well again."""
+        if what not in self._troubles:
+            self._only_reach = reach and (self._only_reach or not self._troubles)
+            self._troubles.add(what)
             self._loop.soon(lambda: self._say(sentence))
 
     def _well(self) -> None:
-        if self._trouble is not None:
-            self._trouble, self._reach_trouble = None, False
+        if self._troubles:
+            self._troubles.clear()
             self._loop.soon(lambda: self._say(f"The daemon at {self._host} can be reached, and does what it is asked."))
 
 
