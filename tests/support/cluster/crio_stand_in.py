@@ -4,6 +4,7 @@ Like CRI-O it serves CRI and its own HTTP endpoints on one socket, and pauses by
 and texts are those of ``server/inspect.go`` in CRI-O 1.3x; CRI goes on to containerd, all but the runtime's name.
 """
 
+import contextlib
 import http.server
 import json
 import shutil
@@ -142,6 +143,24 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     block_on_close = False
     request_queue_size = 128
 
+    def __init__(self, path: str, handler: type[_Handler]) -> None:
+        self._connections: set[socket.socket] = set()
+        super().__init__(path, handler)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._connections.discard(request)
+
+    def server_close(self) -> None:
+        """As when a process ends: its connections do, too."""
+        super().server_close()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
 
 class _Forward(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Every call goes to containerd as it came; only to the question for its name the answer is another."""
@@ -187,8 +206,19 @@ class CrioStandIn:
         self._server = _Server(str(self.socket), type("Handler", (_Handler,), {"crio": self}))
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
+    def kill(self) -> None:
+        """As ``close``; it may be started again."""
+        self.close()
+
+    def ensure(self) -> None:
+        """Start it if it has been ended."""
+        if not self._folder.exists():
+            self.start()
+
     def close(self) -> None:
         """Stop; containers stay as they are."""
+        if not self._folder.exists():
+            return
         self._server.shutdown()
         self._server.server_close()
         self._grpc.stop(None).wait(5)

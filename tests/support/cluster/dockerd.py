@@ -13,6 +13,7 @@ from tests.support.cluster.containerd import Containerd
 from tests.support.cluster.programs import Daemon, end_processes_with, remove_folder
 from tests.support.cluster.ticking import TICK, Command, Ticking
 from tests.support.needs import need_program
+from tests.support.wait import until
 
 
 class DockerContainer(Ticking):
@@ -93,9 +94,13 @@ class Dockerd:
         self._daemon.end(signal.SIGKILL)
 
     def ensure(self) -> None:
-        """Start it if a test has left it ended."""
+        """Start it if a test has left it ended, and wait until it has found its containerd again."""
         if not self._daemon.running:
             self.start()
+        components = "{{range .Server.Components}}{{.Name}} {{end}}"
+        until(
+            lambda: "containerd" in self.docker("version", f"--format={components}"), "dockerd asks its containerd", 30
+        )
 
     def docker(self, *arguments: str, within: float = 30.0) -> str:
         """Docker's own command line; returns what it prints. ``DockerError`` if it fails."""

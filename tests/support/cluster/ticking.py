@@ -24,6 +24,7 @@ TICK = (
 class Ticking:
     """A container that runs ``TICK``, or anything else if nobody asks for its ticks."""
 
+    id: str
     name: str
     pid: int
     """Its first process, as the node counts processes."""
