@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable
 
 from freeze_proxy.freezers import FreezeError, Freezer, Gone
-from freeze_proxy.freezers.places import CGROUP2, FREEZER, by_cgroup, directory, holds
+from freeze_proxy.freezers.places import CGROUP2, FREEZER, by_cgroup, directory, holds, mounts_in
 
-__all__ = ["KINDS", "USUAL", "Neighbourhood", "Ways", "by_cgroup", "directory", "holds", "kind_of", "neighbourhood"]
+__all__ = ["KINDS", "USUAL", "Neighbourhood", "Ways", "by_cgroup", "holds", "kind_of", "neighbourhood", "unwritable"]
 
 KINDS = ("auto", "cgroup", "containerd", "docker", "crio")
 """How containers are frozen: ``auto`` writes the cgroup where it can, and asks the runtime where it cannot."""
@@ -42,6 +42,22 @@ def neighbourhood(id: str, pid: int) -> Neighbourhood | None:
         if place is not None:
             return Neighbourhood(os.path.dirname(place))
     return None
+
+
+def unwritable() -> str:
+    """Why no container's cgroup can be written here, in a sentence; empty if nothing stands against it."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounted = mounts_in(file.read())
+    for hierarchy in (FREEZER, CGROUP2):
+        points = [mount.point for mount in mounted if hierarchy in mount.holds]
+        if any(os.access(os.path.join(point, "cgroup.procs"), os.W_OK) for point in points):
+            return ""
+        if points:
+            return (
+                f"The cgroups in {' and '.join(points)} cannot be written: run freeze-proxy as root and, in a "
+                "container, mount the node's /sys/fs/cgroup writable."
+            )
+    return "No cgroup hierarchy is mounted here: mount the node's /sys/fs/cgroup, writable."
 
 
 class Ways:
