@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import math
 import time
@@ -17,10 +18,13 @@ from freeze_proxy.control.messages import MOST_TOKEN
 from freeze_proxy.daemon import identity
 from freeze_proxy.daemon.identity import (
     ACCEPTED,
+    AT_ONCE_FROM_ONE,
+    MOST_FROM_ONE,
     MOST_REVIEWS,
     MOST_WAITING,
     REFUSAL_LASTS,
     REFUSED,
+    REST,
     UNDATED_LASTS,
     UNREACHABLE,
     Caller,
@@ -306,7 +310,10 @@ def test_only_so_many_reviews_at_a_time_and_only_so_many_wait() -> None:
         desk.door = asyncio.Event()
         identities = Identities(desk, None, clock=Clock())
         most = MOST_REVIEWS + MOST_WAITING
-        waiting = [asyncio.create_task(identities.identify(f"a.b.{number}", AUDIENCE)) for number in range(most)]
+        waiting = [
+            asyncio.create_task(identities.identify(f"a.b.{number}", AUDIENCE, f"10.0.0.{number % 64}"))
+            for number in range(most)
+        ]
         await asyncio.sleep(0.01)
         with pytest.raises(Unreachable, match="Too many"):
             await identities.identify("one.too.many", AUDIENCE)
@@ -317,6 +324,78 @@ def test_only_so_many_reviews_at_a_time_and_only_so_many_wait() -> None:
         assert desk.most_at_once == MOST_REVIEWS
         assert len(desk.asked) == most
         await identities.identify("one.too.many", AUDIENCE)
+
+    run(story())
+
+
+def test_one_address_has_not_all_the_reviews() -> None:
+    async def story() -> None:
+        desk = Desk()
+        desk.door = asyncio.Event()
+        identities = Identities(desk, None, clock=Clock())
+        greedy = [
+            asyncio.create_task(identities.identify(f"a.b.{number}", AUDIENCE, "10.0.0.1"))
+            for number in range(MOST_FROM_ONE)
+        ]
+        await asyncio.sleep(0.01)
+        assert desk.at_once == AT_ONCE_FROM_ONE
+        with pytest.raises(Unreachable, match="from this address"):
+            await identities.identify("one.too.many", AUDIENCE, "10.0.0.1")
+        other = asyncio.create_task(identities.identify("one.more.pod", AUDIENCE, "10.0.0.2"))
+        await asyncio.sleep(0.01)
+        assert ("one.more.pod", AUDIENCE) in desk.asked
+        desk.door.set()
+        await asyncio.gather(other, *greedy)
+        await identities.identify("one.too.many", AUDIENCE, "10.0.0.1")
+        await asyncio.sleep(0.01)
+        assert not identities._origins
+
+    run(story())
+
+
+@pytest.mark.parametrize("at_a_time", [1, 50])
+def test_forged_tokens_cost_few_reviews(at_a_time: int) -> None:
+    """And nobody at another address waits for them, nor who has been accepted."""
+
+    async def story() -> None:
+        desk = Desk(Refused("No."))
+        identities = Identities(desk, None, clock=Clock())
+        end = asyncio.get_running_loop().time() + 5.5 * REST
+        numbers = itertools.count()
+
+        async def forge() -> None:
+            while asyncio.get_running_loop().time() < end:
+                with pytest.raises(Refused):
+                    await identities.identify(f"a.b.{next(numbers)}", AUDIENCE, "10.0.0.1")
+
+        forging = [asyncio.create_task(forge()) for _ in range(at_a_time)]
+        await asyncio.sleep(2 * REST)
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(Refused):
+            await identities.identify("a.b.other", AUDIENCE, "10.0.0.2")
+        assert asyncio.get_running_loop().time() - began < 0.8 * REST
+        await asyncio.sleep(end - asyncio.get_running_loop().time())
+        assert 3 <= len(desk.asked) <= AT_ONCE_FROM_ONE * 6 + 1
+        for task in forging:
+            task.cancel()
+        await asyncio.gather(*forging, return_exceptions=True)
+        await identities.close()
+
+    run(story())
+
+
+def test_an_address_whose_turn_never_comes_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "PATIENCE", 0.05)
+
+    async def story() -> None:
+        desk = Desk()
+        desk.door = asyncio.Event()
+        identities = Identities(desk, None, clock=Clock())
+        waiting = [identities.identify(f"a.b.{number}", AUDIENCE, "10.0.0.1") for number in range(5)]
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(answer, Unreachable) for answer in answers)
+        await asyncio.sleep(0.01)
+        assert not identities._origins
 
     run(story())
 
@@ -460,7 +539,8 @@ class Remembering(RuleBasedStateMachine):
         self.desk.answer = caller(expires=now + lifetime) if good else Refused("No.")
         calls = len(self.desk.asked)
         try:
-            run(self.identities.identify(f"a.b.{name}", AUDIENCE))
+            # Each from an address of its own: that one has to rest is not the matter here, and would outlast its loop.
+            run(self.identities.identify(f"a.b.{name}", AUDIENCE, f"address {calls} at {now}"))
             served = True
         except Refused:
             served = False

@@ -10,7 +10,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Generic, Protocol, TypeVar
@@ -25,6 +26,10 @@ UNDATED_LASTS = 600.0
 """Seconds for which a token that names no expiry is remembered."""
 MOST_REVIEWS, MOST_WAITING = 16, 256
 """How many reviews go on at a time, and how many more may wait for their turn."""
+AT_ONCE_FROM_ONE, MOST_FROM_ONE = 2, 128
+"""The same for those who ask from one address: reviews at a time, and all with those that wait."""
+REST = 0.1
+"""Seconds for which a refusal keeps its address's turn taken: forged tokens cost the API server 20 reviews a second."""
 PATIENCE = 5.0
 """Seconds after which a review, its time of waiting included, has failed."""
 ACCEPTED, REFUSED, UNREACHABLE = "accepted", "refused", "unreachable"
@@ -116,6 +121,16 @@ class _Memory(Generic[T]):
         self._kept[key] = (until, value)
 
 
+class _Origin:
+    """Those who ask from one address. ``busy``: how many are under way, or rest."""
+
+    __slots__ = ("busy", "turns")
+
+    def __init__(self) -> None:
+        self.busy = 0
+        self.turns = asyncio.Semaphore(AT_ONCE_FROM_ONE)
+
+
 class Identities:
     """Whom tokens speak for: remembered, or found out by ``reviewer``. ``node`` is the name of this node, if known.
 
@@ -137,6 +152,7 @@ class Identities:
         self._refusals: _Memory[str] = _Memory(MOST_REFUSALS, REFUSAL_LASTS)
         self._flights: dict[bytes, asyncio.Task[Caller]] = {}
         self._turns = asyncio.Semaphore(MOST_REVIEWS)
+        self._origins: dict[str, _Origin] = {}
 
     def known(self, token: str, audience: str) -> Caller | None:
         """The caller, if the token has been accepted before and has not expired. Takes microseconds.
@@ -145,9 +161,10 @@ class Identities:
         """
         return self._recall(_key(token, audience))
 
-    async def identify(self, token: str, audience: str) -> Caller:
+    async def identify(self, token: str, audience: str, address: str = "") -> Caller:
         """The caller, from memory or by a review; one review for all who ask for the same meanwhile.
 
+        ``address`` is where it is asked from: who sends unknown tokens in great number has to wait, and nobody else.
         Raises ``Refused`` and ``Unreachable``. Who stops waiting does not stop the review for the others.
         """
         key = _key(token, audience)
@@ -160,8 +177,15 @@ class Identities:
         if flight is None:
             if len(self._flights) >= MOST_REVIEWS + MOST_WAITING:
                 raise Unreachable("Too many unknown tokens wait for a review; try again in a moment.")
-            flight = asyncio.create_task(self._fly(key, token, audience))
+            origin = self._origins.get(address)
+            if origin is None:
+                origin = self._origins[address] = _Origin()
+            elif origin.busy >= MOST_FROM_ONE:
+                raise Unreachable("Too many unknown tokens from this address wait for a review; try again in a moment.")
+            origin.busy += 1
+            flight = asyncio.create_task(self._fly(key, token, audience, address))
             self._flights[key] = flight
+            flight.add_done_callback(lambda _: self._left(address, origin))
             flight.add_done_callback(lambda done: self._landed(key, done))
         try:
             return await asyncio.shield(flight)
@@ -190,11 +214,11 @@ class Identities:
             raise Refused(refusal)
         return None
 
-    async def _fly(self, key: bytes, token: str, audience: str) -> Caller:
+    async def _fly(self, key: bytes, token: str, audience: str, address: str) -> Caller:
         began = time.monotonic()
         outcome = UNREACHABLE
         try:
-            async with asyncio.timeout(PATIENCE), self._turns:
+            async with asyncio.timeout(PATIENCE), self._turn_at(address), self._turns:
                 caller = self._admit(await self._reviewer.review(token, audience))
             outcome = ACCEPTED
             now = self._clock()
@@ -216,6 +240,25 @@ class Identities:
         finally:
             self._observe.reviewed(outcome, time.monotonic() - began)
 
+    @asynccontextmanager
+    async def _turn_at(self, address: str) -> AsyncIterator[None]:
+        """A turn of this address, which rests after a refusal; only the next from there waits for that."""
+        origin = self._origins[address]
+        await origin.turns.acquire()
+        rest = 0.0
+        try:
+            yield
+        except Refused:
+            rest = REST
+            raise
+        finally:
+            origin.busy += 1
+            asyncio.get_running_loop().call_later(rest, self._rested, address, origin)
+
+    def _rested(self, address: str, origin: _Origin) -> None:
+        origin.turns.release()
+        self._left(address, origin)
+
     def _admit(self, caller: Caller) -> Caller:
         """The same caller, if it is a pod of this node."""
         if not caller.uid:
@@ -229,6 +272,11 @@ class Identities:
                 "ask the daemon of the pod's own node."
             )
         return caller
+
+    def _left(self, address: str, origin: _Origin) -> None:
+        origin.busy -= 1
+        if not origin.busy:
+            del self._origins[address]
 
     def _landed(self, key: bytes, flight: asyncio.Task[Caller]) -> None:
         del self._flights[key]

@@ -165,7 +165,8 @@ class Service:
                 f"The header Token is missing: send the pod's service account token for the audience {audience!r}.",
             )
         try:
-            return self._identities.known(token, audience) or await self._identities.identify(token, audience)
+            known = self._identities.known(token, audience)
+            return known or await self._identities.identify(token, audience, request.connection.peer)
         except Refused as reason:
             raise _Wrong(403, str(reason)) from reason
         except Unreachable as reason:
