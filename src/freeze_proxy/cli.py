@@ -144,3 +144,103 @@ def attach(pid: int | None, path: str | None, target: tuple[str, int], **given: 
     if (pid is None) == (path is None):
         raise click.UsageError("Say which server it is with either --pid PID or --cgroup PATH.")
     _exit_with(lambda: local.attach(_options(given), pid, path, target))
+
+
+def _from_file(ctx: click.Context, _param: click.Parameter, path: str | None) -> None:
+    """Takes what a file says as defaults: the command line and the environment go before it."""
+    if path is None:
+        return
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise click.BadParameter(f"{path} cannot be read: {error}.") from error
+    options = {option.lstrip("-"): param.name for param in ctx.command.params for option in param.opts}
+    unknown = sorted(values.keys() - options.keys())
+    if unknown:
+        raise click.BadParameter(f"{path} has settings that do not exist: {', '.join(unknown)}; --help lists them all.")
+    ctx.default_map = {
+        str(options[name]): value if isinstance(value, list) else str(value) for name, value in values.items()
+    }
+
+
+def _setting(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(name, show_default=True, show_envvar=True, **attributes)
+
+
+@main.command(context_settings={"auto_envvar_prefix": "FREEZE_PROXY", "max_content_width": 110})
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_from_file,
+    show_envvar=True,
+    metavar="FILE.toml",
+    help="Settings by the names of these options, without the dashes.",
+)
+@_setting(
+    "--listen", type=_ADDRESS, default="127.0.0.1:9696", help="Where pods reach it: on a node, the node's address."
+)
+@_setting("--health-listen", type=_ADDRESS, default="127.0.0.1:9697", help="Where /healthz, /readyz and /metrics are.")
+@_setting("--node-name", help="This node's name in the cluster: tokens of pods on other nodes are refused.")
+@_setting(
+    "--identity",
+    type=click.Choice(("tokenreview", "jwks")),
+    default="tokenreview",
+    help="jwks: check tokens offline with the cluster's published keys.",
+)
+@_setting("--audience", default="freeze", help="For whom tokens must have been issued.")
+@_setting("--hook-audience", default="concurrency-state-hook", help="The same for POST /, of Knative's queue-proxy.")
+@_setting(
+    "--kubeconfig", type=click.Path(dir_okay=False), help="How to reach the API server; by default as a pod does."
+)
+@_setting("--context", help="The kubeconfig's context, if not the current one.")
+@_setting("--issuer", help="With jwks: the issuer of tokens, if not the one that the API server names.")
+@_setting(
+    "--runtime-socket", default="auto", help="The container runtime's CRI socket; auto looks at the usual places."
+)
+@_setting(
+    "--freezer",
+    type=click.Choice(("auto", "cgroup", "containerd", "docker", "crio")),
+    default="auto",
+    help="auto: the container's cgroup where it can be written, else the runtime.",
+)
+@_setting(
+    "--exclude",
+    multiple=True,
+    metavar="NAME",
+    help="Containers to be frozen only when asked for by name; by default well-known injected sidecars.",
+)
+@_setting(
+    "--state-dir",
+    type=click.Path(file_okay=False),
+    default="/run/freeze-proxy",
+    help="Where it is written down what is frozen.",
+)
+@_setting("--freeze-timeout", type=_POSITIVE, default="2s", help="Within this, all of a pod must stand still.")
+@_setting(
+    "--claim-timeout",
+    type=_POSITIVE,
+    default="3s",
+    help="After a start: for how long pods may claim what an earlier daemon has frozen.",
+)
+@_setting(
+    "--log-level",
+    type=click.Choice(("debug", "info", "warning", "error")),
+    default="info",
+    help="debug: every freeze and thaw.",
+)
+def daemon(exclude: tuple[str, ...], **given: Any) -> None:
+    """Freeze the containers of the pod that asks, and of no other. Runs once on every node of a cluster.
+
+    Exit codes: 0 after SIGTERM or SIGINT, everything thawed · 2 wrong usage · 125 it could not do its work, and a
+    sentence says why · 128 + n if the daemon was ended by signal n; what it had frozen has been thawed then.
+    """
+    from freeze_proxy import daemon
+
+    if exclude:
+        given["exclude"] = exclude
+    sys.exit(daemon.run(daemon.Settings(**given)))

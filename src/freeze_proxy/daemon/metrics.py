@@ -24,7 +24,7 @@ class Metrics:
     """Counters of one daemon; ``text`` is what Prometheus scrapes."""
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types there
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         name = "freeze_proxy_"
