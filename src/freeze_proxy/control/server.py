@@ -104,7 +104,7 @@ class Handler(Protocol):
     """Who answers."""
 
     async def answer(self, request: Request) -> Answer:
-        """The answer. Up to its first wait this is carried out in the call that has read the request."""
+        """The answer. Up to its first wait this is carried out in the call that has read the request, in no task."""
         ...
 
     def closed(self, connection: "Connection") -> None:

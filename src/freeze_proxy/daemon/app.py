@@ -167,7 +167,7 @@ class Daemon:
         at, trouble = self._asked
         if time.monotonic() >= at + _ASK_AGAIN:
             try:
-                await self._runtime.version()
+                await asyncio.create_task(self._runtime.version())
                 trouble = ""
             except RuntimeAway as error:
                 trouble = str(error)

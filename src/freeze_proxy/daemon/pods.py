@@ -10,35 +10,13 @@ from collections.abc import Callable, Collection, Iterable
 
 from freeze_proxy.daemon import places
 from freeze_proxy.daemon.cri import Lister, RuntimeAway, Sandbox
+from freeze_proxy.daemon.settings import EXCLUDED
 from freeze_proxy.freezers import FreezeError, Freezer, Gone
 
 __all__ = ["EXCLUDED", "Container", "NoContainer", "NoPod", "Pod", "Pods", "RuntimeAway"]
 
 KEEPERS = frozenset({"freeze-proxy", "queue-proxy"})
 """Never frozen, not even when asked for: they are what would have asked for the thaw."""
-EXCLUDED = frozenset(
-    {
-        "aws-otel-collector",
-        "cloud-sql-proxy",
-        "cloudsql-proxy",
-        "consul-connect-envoy-sidecar",
-        "consul-dataplane",
-        "daprd",
-        "datadog-agent",
-        "filebeat",
-        "fluent-bit",
-        "fluentd",
-        "istio-proxy",
-        "jaeger-agent",
-        "kuma-sidecar",
-        "linkerd-proxy",
-        "opentelemetry-auto-instrumentation",
-        "otc-container",
-        "vault-agent",
-    }
-)
-"""Sidecars that other systems inject, by the container names that they use: frozen only when asked for by name."""
-
 _MOST_LOOKUPS = 8
 """At a time."""
 _ABSENT_FOR = 1.0

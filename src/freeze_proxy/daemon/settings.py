@@ -1,18 +1,40 @@
-"""What the daemon is told, each setting once: the command line makes its options from this."""
+"""What the daemon is told. What a setting means is said where it is an option, in ``cli.daemon``.
+
+The supervisor reads this too, so it imports nothing heavy.
+"""
 
 from dataclasses import dataclass, field
 
 from freeze_proxy.control.messages import AUDIENCE, HOOK_AUDIENCE
-from freeze_proxy.daemon.pods import EXCLUDED
 from freeze_proxy.tcp import Address
 
-IDENTITIES = ("tokenreview", "jwks")
-LEVELS = ("debug", "info", "warning", "error")
+EXCLUDED = frozenset(
+    {
+        "aws-otel-collector",
+        "cloud-sql-proxy",
+        "cloudsql-proxy",
+        "consul-connect-envoy-sidecar",
+        "consul-dataplane",
+        "daprd",
+        "datadog-agent",
+        "filebeat",
+        "fluent-bit",
+        "fluentd",
+        "istio-proxy",
+        "jaeger-agent",
+        "kuma-sidecar",
+        "linkerd-proxy",
+        "opentelemetry-auto-instrumentation",
+        "otc-container",
+        "vault-agent",
+    }
+)
+"""Sidecars that other systems inject, by the container names that they use: frozen only when asked for by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Times are seconds. What a setting means is said where it is an option, in ``cli.daemon``."""
+    """Times are seconds."""
 
     listen: Address = ("127.0.0.1", 9696)
     health_listen: Address = ("127.0.0.1", 9697)
