@@ -86,12 +86,13 @@ class Cgroups:
         found = {Path(folder) for path in self.paths() for folder, _, _ in os.walk(path) if name in folder}
         return sorted(found, key=lambda path: -len(path.parts))
 
-    def processes(self) -> list[int]:
-        return processes_in(self.paths())
+    def processes(self, name: str = "") -> list[int]:
+        """Those in the cgroups below that have this word in their path."""
+        return processes_in(self.below(name))
 
-    def thaw(self) -> None:
-        """Thaw everything below."""
-        for path in reversed(self.below()):
+    def thaw(self, name: str = "") -> None:
+        """Thaw the cgroups below that have this word in their path."""
+        for path in reversed(self.below(name)):
             for control, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
                 if (file := path / control).exists():
                     try:
@@ -99,15 +100,20 @@ class Cgroups:
                     except OSError:
                         continue  # removed meanwhile
 
-    def _end(self) -> bool:
-        self.thaw()
-        pids = self.processes()
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        return not pids
+    def end(self, name: str = "") -> None:
+        """End the processes in the cgroups below that have this word in their path."""
+
+        def gone() -> bool:
+            self.thaw(name)
+            pids = self.processes(name)
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            return not pids
+
+        until(gone, f"no process is left in {self.name}", every=0.02)
 
     def remove(self, name: str = "") -> None:
         """Remove the cgroups that have this word in their path; by now they should be empty."""
@@ -124,5 +130,5 @@ class Cgroups:
 
     def close(self) -> None:
         """End every process below, and remove all of it."""
-        until(self._end, f"no process is left in the cgroups of {self.name}, but {self.processes()} are", every=0.02)
+        self.end()
         self.remove()

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.support.cluster import archives, cgroups
+from tests.support.cluster import archives
 from tests.support.cluster.containerd import Containerd
 from tests.support.cluster.programs import Daemon, end_processes_with, remove_folder
 from tests.support.cluster.ticking import TICK, Command, Ticking
@@ -42,7 +42,11 @@ class DockerContainer(Ticking):
     def remove(self) -> None:
         """Thaw it however it was frozen, and remove it."""
         self.dockerd.cgroups.thaw()
-        self.dockerd.docker("rm", "--force", self.id)
+        try:
+            self.dockerd.docker("rm", "--force", self.id)
+        except DockerError as error:
+            if "No such container" not in str(error):
+                raise
         shutil.rmtree(self.folder)
         self.dockerd.containers.remove(self)
 
@@ -108,7 +112,7 @@ class Dockerd:
         environment = {**os.environ, "DOCKER_CONFIG": str(self.folder / "client")}
         done = subprocess.run(command, capture_output=True, text=True, timeout=within, env=environment)
         if done.returncode != 0:
-            raise DockerError(done.stderr.strip())
+            raise DockerError(f"{done.stderr}{done.stdout}".strip())
         return done.stdout
 
     def run(self, name: str, command: Command = TICK) -> DockerContainer:
@@ -147,8 +151,7 @@ class Dockerd:
         """End it with all its containers, and remove everything that it made; before its containerd is closed."""
         self._daemon.end(signal.SIGKILL)
         end_processes_with(f"{self.folder}/")
-        for pid in cgroups.processes_in(self.cgroups.below("/docker")):
-            os.kill(pid, signal.SIGKILL)
+        self.cgroups.end("/docker")
         remove_folder(self.folder)
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import shutil
 import signal
 import uuid
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from tests.support.cluster import archives, cgroups
+from tests.support.cluster import archives
 from tests.support.cluster.containerd import Containerd
 from tests.support.cluster.messages import EXITED, NODE, RUNNING
 from tests.support.cluster.ticking import TICK, Command, Ticking
@@ -222,8 +221,7 @@ class Kubelet:
     def _remove_by_force(self, pod: Pod) -> None:
         """For a pod that its runtime cannot delete, as after a pause that was mixed with a write to the cgroup."""
         call = self.containerd.call
-        for pid in cgroups.processes_in(self.containerd.cgroups.below(f"pod{pod.uid}")):
-            os.kill(pid, signal.SIGKILL)
+        self.containerd.cgroups.end(f"pod{pod.uid}")
         call("StopPodSandbox", pod_sandbox_id=pod.id)
         call("RemovePodSandbox", pod_sandbox_id=pod.id)
         self.containerd.cgroups.remove(f"pod{pod.uid}")

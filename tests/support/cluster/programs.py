@@ -104,4 +104,9 @@ def remove_folder(folder: Path) -> None:
     for where in mounts_below(folder):
         libc.umount2(where.encode(), _LAZY)
     assert not mounts_below(folder), f"still mounted: {mounts_below(folder)}"
-    shutil.rmtree(folder)
+
+    def gone() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    until(gone, f"{folder} is removed")  # what has just been ended may have begun to clean up itself
