@@ -40,38 +40,41 @@ def _path(text: str) -> str:
     return text
 
 
-def _common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of both ``run`` and ``attach``."""
-    for option in reversed(
-        (
-            click.option("--listen", type=_ADDRESS, default="127.0.0.1:8080", show_default=True,
-                         help="Where clients come in."),
-            click.option("--grace", type=_DURATION, default="100ms", show_default=True,
-                         help="Quiet time before a freeze."),
-            click.option("--mode", type=click.Choice(MODES), default="freeze", show_default=True,
-                         help="throttle: leave it a hundredth of a core instead; dry-run: only say what would be done; "
-                              "off: only relay."),
-            click.option("--thaw-timeout", type=_POSITIVE, default="5s", show_default=True,
-                         help="How long a request waits for a thaw before it is answered 503."),
-            click.option("--breathe", type=_Parsed("every/span", settings.breathe), default="off", show_default=True,
-                         help="While frozen, let it run now and then: 30s/50ms is every 30 s for 50 ms."),
-            click.option("--idle-stream", type=_Parsed("duration", settings.idle_stream), default="off",
-                         show_default=True,
-                         help="Count a WebSocket or a stream that has been silent for so long as idle."),
-            click.option("--ready-path", type=_Parsed("path", _path),
-                         help="The server is ready when this path answers 2xx or 3xx; by default when it listens."),
-            click.option("--start-timeout", type=_POSITIVE, default="60s", show_default=True,
-                         help="How long to wait until it is ready."),
-            click.option("--freezer", type=click.Choice(_KINDS), default="auto", show_default=True,
-                         help="How to freeze; process is SIGSTOP to the whole process tree."),
-            click.option("--report", type=click.Path(dir_okay=False, writable=True), metavar="FILE.json",
-                         help="Write the numbers at the end, with the raw histogram."),
-            click.option("--log-format", type=click.Choice(_FORMATS), default="auto", show_default=True,
-                         help="auto: a status line on a terminal, JSON lines on stderr elsewhere."),
-        )
-    ):  # fmt: skip
-        command = option(command)
-    return command
+def _common(*kinds: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of both ``run`` and ``attach``, which can freeze in these ways."""
+    options = (
+        click.option("--listen", type=_ADDRESS, default="127.0.0.1:8080", show_default=True,
+                     help="Where clients come in."),
+        click.option("--grace", type=_DURATION, default="100ms", show_default=True,
+                     help="Quiet time before a freeze."),
+        click.option("--mode", type=click.Choice(MODES), default="freeze", show_default=True,
+                     help="throttle: leave it a hundredth of a core instead; dry-run: only say what would be done; "
+                          "off: only relay."),
+        click.option("--thaw-timeout", type=_POSITIVE, default="5s", show_default=True,
+                     help="How long a request waits for a thaw before it is answered 503."),
+        click.option("--breathe", type=_Parsed("every/span", settings.breathe), default="off", show_default=True,
+                     help="While frozen, let it run now and then: 30s/50ms is every 30 s for 50 ms."),
+        click.option("--idle-stream", type=_Parsed("duration", settings.idle_stream), default="off",
+                     show_default=True,
+                     help="Count a WebSocket or a stream that has been silent for so long as idle."),
+        click.option("--ready-path", type=_Parsed("path", _path),
+                     help="The server is ready when this path answers 2xx or 3xx; by default when it listens."),
+        click.option("--start-timeout", type=_POSITIVE, default="60s", show_default=True,
+                     help="How long to wait until it is ready."),
+        click.option("--freezer", type=click.Choice(kinds), default="auto", show_default=True,
+                     help="How to freeze; process is SIGSTOP to the whole process tree."),
+        click.option("--report", type=click.Path(dir_okay=False, writable=True), metavar="FILE.json",
+                     help="Write the numbers at the end, with the raw histogram."),
+        click.option("--log-format", type=click.Choice(_FORMATS), default="auto", show_default=True,
+                     help="auto: a status line on a terminal, JSON lines on stderr elsewhere."),
+    )  # fmt: skip
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 def _options(given: dict[str, Any]) -> Any:
@@ -114,7 +117,7 @@ def main() -> None:
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
-@_common
+@_common(*_KINDS)
 @click.option("--port", type=click.IntRange(1, 65535), help="Where the server will listen; by default a free port.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(command: Sequence[str], port: int | None, **given: Any) -> None:
@@ -129,11 +132,48 @@ def run(command: Sequence[str], port: int | None, **given: Any) -> None:
 
 
 @main.command()
-@_common
+@_common(*_KINDS, "docker", "containerd")
 @click.option("--pid", type=click.IntRange(2), help="The server's process.")
 @click.option("--cgroup", "path", type=click.Path(file_okay=False), help="The server's cgroup.")
+@click.option("--docker", metavar="NAME", help="The server's container, by the name or id that Docker has for it.")
+@click.option("--containerd", metavar="ID", help="The server's container, by its id or the beginning of it.")
 @click.option("--target", type=_ADDRESS, required=True, help="Where the server listens.")
-def attach(pid: int | None, path: str | None, target: tuple[str, int], **given: Any) -> None:
+@click.option(
+    "--docker-socket",
+    metavar="PATH",
+    default="/var/run/docker.sock",
+    envvar="DOCKER_HOST",
+    show_default=True,
+    show_envvar=True,
+    help="Where Docker listens.",
+)
+@click.option(
+    "--containerd-socket",
+    metavar="PATH",
+    default="/run/containerd/containerd.sock",
+    envvar="CONTAINERD_ADDRESS",
+    show_default=True,
+    show_envvar=True,
+    help="Where containerd listens.",
+)
+@click.option(
+    "--containerd-namespace",
+    metavar="NAME",
+    envvar="CONTAINERD_NAMESPACE",
+    show_envvar=True,
+    help="Where the container is: k8s.io, moby, default, …; by default it is looked for in all.",
+)
+def attach(
+    pid: int | None,
+    path: str | None,
+    docker: str | None,
+    containerd: str | None,
+    target: tuple[str, int],
+    docker_socket: str,
+    containerd_socket: str,
+    containerd_namespace: str | None,
+    **given: Any,
+) -> None:  # fmt: skip
     """Freeze a server that already runs while no request is in flight. On leaving, it is thawed and left as found.
 
     Exit codes: 0 after a signal, or when the server has ended · 2 wrong usage · 124 it was not ready in time ·
@@ -141,9 +181,20 @@ def attach(pid: int | None, path: str | None, target: tuple[str, int], **given: 
     """
     from freeze_proxy import local
 
-    if (pid is None) == (path is None):
-        raise click.UsageError("Say which server it is with either --pid PID or --cgroup PATH.")
-    _exit_with(lambda: local.attach(_options(given), pid, path, target))
+    which: list[int | str | local.ContainerdId | local.DockerName] = [each for each in (pid, path) if each is not None]
+    try:
+        if docker is not None:
+            which.append(local.DockerName(docker, settings.unix_socket(docker_socket)))
+        if containerd is not None:
+            which.append(local.ContainerdId(containerd, containerd_namespace, settings.unix_socket(containerd_socket)))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if len(which) != 1 or "" in (docker, containerd):
+        raise click.UsageError("Say which server it is with one of --pid, --cgroup, --docker and --containerd.")
+    runtimes = {"docker": docker, "containerd": containerd}
+    if runtimes.get(given["freezer"], "") is None:
+        raise click.UsageError(f"--freezer {given['freezer']} goes with --{given['freezer']}.")
+    _exit_with(lambda: local.attach(_options(given), target, which[0]))
 
 
 def _from_file(ctx: click.Context, _param: click.Parameter, path: str | None) -> None:

@@ -54,6 +54,14 @@ def address(text: str) -> tuple[str, int]:
     return bare or "0.0.0.0", int(port)  # noqa: S104 - only where asked for
 
 
+def unix_socket(text: str) -> str:
+    """The path of a unix socket from ``/run/docker.sock`` or ``unix:///run/docker.sock``."""
+    path = text.removeprefix("unix://")
+    if not path.startswith("/"):
+        raise ValueError(f"{text!r} is not a socket of this machine: write its path, such as /run/docker.sock.")
+    return path
+
+
 def written(address: tuple[str, int]) -> str:
     """An address as it is written in a URL."""
     host, port = address

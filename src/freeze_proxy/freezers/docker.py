@@ -25,8 +25,12 @@ class DockerFreezer(RuntimeFreezer):
         self._path = f"/containers/{quote(container, safe='')}"
         self._http = UnixHttp(self.runtime, socket)
 
-    def about(self) -> dict[str, Any]:
-        """What Docker tells of the container, of which ``Id``, ``Name`` and ``State`` matter here."""
+    def running(self) -> tuple[str, int]:
+        """Its id, and the PID of its main process."""
+        seen = self._seen()
+        return self._id, seen.pid
+
+    def _about(self) -> dict[str, Any]:
         answer = self._http.ask("GET", f"{self._path}/json")
         if answer.status_code == 404:
             raise Gone(f"Docker knows of no container {self._container}.")
@@ -48,7 +52,7 @@ class DockerFreezer(RuntimeFreezer):
         self._order("unpause")
 
     def _look(self) -> Seen:
-        about = self.about()
+        about = self._about()
         self._id, state = about.get("Id", self._id), about.get("State") or {}
         if not state.get("Running") or not state.get("Pid"):
             raise Gone(f"{self.where[0].upper()}{self.where[1:]} does not run: Docker has it as {state.get('Status')}.")

@@ -222,9 +222,15 @@ def hierarchy_of(pid: int, id: str, names: dict[str, str]) -> tuple[str, str, st
     raise FreezeError(f"The container {id} has no cgroup of its own in the hierarchies {' and '.join(names)}.")
 
 
-def by_cgroup(id: str, pid: int, mode: str) -> Freezer:
-    """The freezer that writes the container's own cgroup, for ``freeze`` or ``throttle``. Raises ``FreezeError``."""
+def by_cgroup(id: str, pid: int, mode: str, kind: str = "auto") -> Freezer:
+    """The freezer that writes the container's own cgroup, for ``freeze`` or ``throttle``; or ``FreezeError``.
+
+    ``kind``: by ``cgroup1`` or ``cgroup2`` only.
+    """
+    files = _QUOTA if mode == "throttle" else _CONTROL
+    if kind != "auto":
+        files = {hierarchy: name for hierarchy, name in files.items() if (hierarchy == CGROUP2) == (kind == "cgroup2")}
+    hierarchy, place, _ = hierarchy_of(pid, id, files)
     if mode == "throttle":
-        return cgroup.ThrottleFreezer(hierarchy_of(pid, id, _QUOTA)[1])
-    hierarchy, place, _ = hierarchy_of(pid, id, _CONTROL)
+        return cgroup.ThrottleFreezer(place)
     return cgroup.Cgroup1Freezer(place) if hierarchy == FREEZER else cgroup.Cgroup2Freezer(place)

@@ -2,11 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from freeze_proxy.freezers import FreezeError
+from freeze_proxy.freezers import FreezeError, cgroup
 from freeze_proxy.local.addresses import free_port, is_taken, leads_to, open_listener, places, resolve
+from freeze_proxy.local.containers import ContainerdId, DockerName, Wanted, plan_for_container
 from freeze_proxy.local.guard import Command, Guard, Plan
 from freeze_proxy.local.options import Failure, Options
 from freeze_proxy.local.plans import clear_after, plan_for_cgroup, plan_for_command, plan_for_process, plan_from
@@ -14,7 +15,10 @@ from freeze_proxy.local.session import Session
 from freeze_proxy.settings import written
 from freeze_proxy.tcp import Address
 
-__all__ = ["Failure", "Options", "attach", "run"]
+__all__ = ["ContainerdId", "DockerName", "Failure", "Options", "attach", "run"]
+
+_MOST_WATCHED = 16
+"""How many processes of a cgroup, the oldest first, are looked at for signals while it is frozen."""
 
 
 def run(options: Options, argv: Sequence[str], port: int | None) -> int:
@@ -45,30 +49,46 @@ def run(options: Options, argv: Sequence[str], port: int | None) -> int:
                 options.reporter.note("left", "the server's cgroup cannot be removed: a process in it does not end.")
 
 
-def attach(options: Options, pid: int | None, path: str | None, target: Address) -> int:
-    """Keep a server that runs, known by its process or its cgroup, until a signal or its end. Raises ``Failure``."""
+def attach(options: Options, target: Address, which: int | str | Wanted) -> int:
+    """Keep a server that runs until a signal or its end. Raises ``Failure``.
+
+    ``which`` is its process, the path of its cgroup, or its container.
+    """
     _check_report(options)
     throttle = options.settings.mode == "throttle"
     targets = resolve(target)
     with contextlib.ExitStack() as stack:
-        pidfd = None
-        if pid is not None:
-            pidfd = _open_process(pid)
-            stack.callback(os.close, pidfd)
+        about, what = "", "the server"
+        if isinstance(which, str):
+            pid, plan = None, plan_for_cgroup(which, throttle)
+        elif isinstance(which, int):
+            pid = which
+            pidfd = stack.enter_context(_process(pid))
             plan = plan_for_process(pid, options.freezer, throttle)
         else:
-            plan = plan_for_cgroup(path or "", throttle)
+            try:
+                container = which.find()
+                pid, what = container.pid, container.called
+                pidfd = stack.enter_context(_process(pid))
+                if which.find().pid != pid:
+                    raise Failure(f"{what[0].upper()}{what[1:]} has just been started again: try once more.")
+                plan, about = plan_for_container(container, options.freezer, throttle)
+            except FreezeError as error:
+                raise Failure(str(error)) from error
         _check_running(plan)
         listener = stack.enter_context(contextlib.closing(open_listener(options.listen)))
         if any(leads_to(listener, place) for place in targets):
             raise Failure(f"{written(target)} is where freeze-proxy itself listens: choose another with --listen.")
         guard = Guard(lambda: (plan, ""), None, may_thaw=options.settings.mode in ("freeze", "throttle"))
         session = Session(options, listener, guard, plan, None)
-        if pidfd is not None:
-            session.watch_process(pidfd)
+        if pid is not None:
+            session.watch_process(pidfd, what)
+            session.watch_endings(lambda: [pid])
         else:
-            session.watch_cgroup(os.path.realpath(path or ""))
-        return session.keep(targets, "")
+            path = os.path.realpath(str(which))
+            session.watch_cgroup(path)
+            session.watch_endings(lambda: sorted(cgroup.members(path))[:_MOST_WATCHED])
+        return session.keep(targets, about)
 
 
 def environment(port: int) -> Mapping[str, str]:
@@ -104,8 +124,14 @@ def _check_running(plan: Plan) -> None:
         raise Failure(str(error)) from error
 
 
-def _open_process(pid: int) -> int:
+@contextlib.contextmanager
+def _process(pid: int) -> Iterator[int]:
+    """A descriptor for a process."""
     try:
-        return os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)
     except OSError as error:
         raise Failure(f"There is no process {pid}.") from error
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)

@@ -35,11 +35,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from freeze_proxy.freezers import FreezeError, Freezer, processes
+from freeze_proxy.freezers import FreezeError, Freezer, Gone, processes
 from freeze_proxy.local.options import CANNOT_WORK, Failure
 
 TERM_PATIENCE = 0.5
 """Seconds from SIGTERM to SIGKILL for what is left of COMMAND."""
+_RESCUE_PATIENCE = 3600.0
+"""Seconds for which a runtime is asked to thaw what it has paused, if it is away when freeze-proxy is."""
 CANNOT_RUN, NOT_FOUND = 126, 127
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
@@ -151,6 +153,11 @@ class Guard:
             os.waitpid(self.pid, 0)
         self._socket.close()
 
+    def leave_alone(self) -> None:
+        """Go on without it: it thaws the target by itself, and tries until it has."""
+        self._ended = True
+        self._socket.close()
+
     def _read(self) -> list[list[Any]]:
         try:
             data = self._socket.recv(65536)
@@ -215,8 +222,7 @@ class _Guarding:
             self._start(self._command, plan, ignored, blocked)
         told = self._watch(wake_read)
         if self._command is not None or (self._may_thaw and not told):
-            with contextlib.suppress(FreezeError):
-                freezer.rescue()
+            _rescue(freezer)
         if self._command is not None:
             end_descendants(plan, self._reap)
             plan.clear()
@@ -350,6 +356,22 @@ class _Guarding:
     def _say(self, *words: object) -> None:
         with contextlib.suppress(OSError):
             self._socket.sendall(json.dumps(words).encode() + b"\n")
+
+
+def _rescue(freezer: Freezer) -> None:
+    """Thaw; if a runtime has to be asked and is away, ask until it is there again."""
+    deadline, pause = time.monotonic() + (0.0 if freezer.quick else _RESCUE_PATIENCE), 0.05
+    while True:
+        try:
+            freezer.rescue()
+            return
+        except Gone:
+            return
+        except FreezeError:
+            if time.monotonic() > deadline:
+                return
+        time.sleep(pause)
+        pause = min(pause * 2, 2.0)
 
 
 def reap() -> list[tuple[int, int]]:

@@ -1,17 +1,17 @@
 """One server being kept: relay, gate, freezer and guard in one process."""
 
 import _socket
-import contextlib
 import json
 import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterable
 
-from freeze_proxy.freezers import FreezeError, cgroup
+from freeze_proxy.freezers import FreezeError, Gone, cgroup, processes
 from freeze_proxy.gate import FROZEN, Gate
 from freeze_proxy.keeper import Keeper, Witness
-from freeze_proxy.local.driver import DryFreezer, LocalDriver
+from freeze_proxy.local.driver import DryFreezer, driver_for
 from freeze_proxy.local.guard import Command, Guard, Plan, end_descendants, reap
 from freeze_proxy.local.ledger import Ledger
 from freeze_proxy.local.options import CANNOT_WORK, NEVER_LISTENED, Failure, Options
@@ -40,7 +40,9 @@ _BEFORE_SIGNAL = 0.01
 _AFTER_SIGNAL = 0.5
 """Seconds that COMMAND runs at least after it was sent a signal, to do what the signal asks for."""
 _LOOK_PERIOD = 1.0
-"""Seconds between two looks whether there is anybody left in a cgroup."""
+"""Seconds between two looks whether there is anybody left in a cgroup, or has been asked to end."""
+_TO_END = 30.0
+"""Seconds that a server which was there before runs after it was sent a signal while frozen."""
 
 
 class DryRelay(Relay):
@@ -108,7 +110,8 @@ class Session:
         self._loop = Loop()
         self._ledger = Ledger(self._freezer, self._loop.now)
         witness = Both(self._ledger, options.reporter)
-        self._keeper = Keeper(self._loop, Gate(settings), LocalDriver(self._loop, self._freezer), witness)
+        self._driver = driver_for(self._loop, self._freezer)
+        self._keeper = Keeper(self._loop, Gate(settings), self._driver, witness)
         self._relay: Relay | None = None
         self._readiness: Readiness | None = None
         self._timeout: Timer | None = None
@@ -209,12 +212,12 @@ class Session:
             return
         self._part(self._loop.now + _DRAIN)
 
-    def watch_process(self, pidfd: int) -> None:
-        """The server that is attached to ends when this process does."""
+    def watch_process(self, pidfd: int, what: str) -> None:
+        """``what`` is attached to ends when this process does."""
 
         def ended(_events: int) -> None:
             self._loop.forget(pidfd)
-            self._on_target_ended()
+            self._on_target_ended(what)
 
         self._loop.watch(pidfd, READ, ended)
 
@@ -226,16 +229,36 @@ class Session:
             if _identity(path) == first and cgroup.populated(path):
                 self._loop.at(self._loop.now + _LOOK_PERIOD, look)
             else:
-                self._on_target_ended()
+                self._on_target_ended("the server")
 
         look()
 
-    def _on_target_ended(self) -> None:
+    def watch_endings(self, main: Callable[[], Iterable[int]]) -> None:
+        """Whoever asks one of these processes to end while it is frozen does not ask in vain.
+
+        It cannot handle the signal before it is thawed. It then has a while to end; if the signal was for something
+        else, to read its settings anew say, it is frozen again after that.
+        """
+
+        def look() -> None:
+            again = self._loop.now + _LOOK_PERIOD
+            if self._keeper.gate.state == FROZEN and any(processes.asked_to_end(pid) for pid in main()):
+                self._options.reporter.note("asked", "it has been sent a signal, and is thawed to handle that.")
+                self._hold()
+                again = self._loop.now + _TO_END
+                self._loop.at(again, self._keeper.ended)
+            self._loop.at(again, look)
+
+        look()
+
+    def _on_target_ended(self, what: str) -> None:
         self._ended = True
         if self._relay is None:
-            self._fail(Failure(f"The server ended before it could be reached at {self._where_expected()}."))
+            self._fail(
+                Failure(f"{what[0].upper()}{what[1:]} ended before it could be reached at {self._where_expected()}.")
+            )
             return
-        self._options.reporter.note("gone", "the server has ended.")
+        self._options.reporter.note("gone", f"{what} has ended.")
         self._part(self._loop.now + _DRAIN)
 
     def _part(self, deadline: float) -> None:
@@ -354,14 +377,27 @@ class Session:
 
     def _finish(self) -> None:
         """Thaw, end what we started, and give the numbers."""
-        with contextlib.suppress(FreezeError):
+        self._driver.close()
+        left_to_guard = False
+        try:
             if self._command is not None:
                 self._real_freezer.rescue()
             elif not self._keeper.gate.open:
                 self._freezer.thaw()
+        except Gone:
+            pass
+        except FreezeError as error:
+            if self._command is None and not self._guard.gone:
+                left_to_guard = True
+                self._failure = Failure(
+                    f"{error} {self._real_freezer.where} is frozen; the guard goes on trying to thaw."
+                )
         now = self._loop.now
         report = self._ledger.report(now, self._keeper.requests)
-        self._guard.end()
+        if left_to_guard:
+            self._guard.leave_alone()
+        else:
+            self._guard.end()
         if self._guard.gone and self._command is not None:
             end_descendants(self._plan, reap)
         self._real_freezer.close()
