@@ -129,7 +129,7 @@ def test_a_cgroup_that_others_share(proxies: Proxies, targets: Targets) -> None:
     assert target.state() == "S"
     proxy = proxies.attach("--pid", str(target.pid), "--target", target.where, "--freezer", "cgroup2")
     assert proxy.wait() == 125
-    assert proxy.sentence().startswith(f"Its cgroup {path} also holds other processes (python, PID {other.pid}, and 0")
+    assert proxy.sentence().startswith(f"Its cgroup {path} also holds other processes ({processes.name(other.pid)}, PID ")
 
 
 # On leaving.
