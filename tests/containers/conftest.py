@@ -1,13 +1,17 @@
 """What the tests with real containers share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.support.api_server import ApiServer
 from tests.support.cluster.containerd import RUNTIMES, Containerd
 from tests.support.cluster.crio_stand_in import CrioStandIn
 from tests.support.cluster.dockerd import Dockerd
 from tests.support.cluster.kubelet import Kubelet
+from tests.support.daemons import Daemon
+from tests.support.node import Node
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +81,25 @@ def crio_stand_in(kubelet: Kubelet) -> Iterator[CrioStandIn]:
 def runtime(request: pytest.FixtureRequest) -> str:
     """Each low-level runtime."""
     return str(request.param)
+
+
+@pytest.fixture
+def api_server(tmp_path: Path) -> Iterator[ApiServer]:
+    """A stand-in for the API server, in a thread, at an address of its own."""
+    with ApiServer(tmp_path / "api-server") as server:
+        yield server
+
+
+@pytest.fixture
+def node(tmp_path: Path, containerd: Containerd, kubelet: Kubelet, api_server: ApiServer) -> Iterator[Node]:
+    """Runs pods and daemons; looks at the end whether a daemon's log has a token in it."""
+    made = Node(tmp_path, containerd, kubelet, api_server)
+    yield made
+    made.check_logs()
+
+
+@pytest.fixture
+def daemon(node: Node) -> Iterator[Daemon]:
+    """One that runs, with the settings as they are by default."""
+    with node.daemon() as daemon:
+        yield daemon
