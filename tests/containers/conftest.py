@@ -12,6 +12,7 @@ from tests.support.cluster.dockerd import Dockerd
 from tests.support.cluster.kubelet import Kubelet
 from tests.support.daemons import Daemon
 from tests.support.node import Node
+from tests.support.proxies import Proxies
 
 
 @pytest.fixture(scope="session")
@@ -103,3 +104,11 @@ def daemon(node: Node) -> Iterator[Daemon]:
     """One that runs, with the settings as they are by default."""
     with node.daemon() as daemon:
         yield daemon
+
+
+@pytest.fixture
+def proxies(tmp_path: Path) -> Iterator[Proxies]:
+    """Starts freeze-proxy; ends what the test has left."""
+    made = Proxies(tmp_path)
+    yield made
+    made.close()

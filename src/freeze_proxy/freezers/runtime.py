@@ -193,14 +193,13 @@ def unreachable(runtime: str, socket: str, error: BaseException) -> FreezeError:
     why: BaseException | None = error
     while why is not None and not (isinstance(why, OSError) and why.errno is not None):
         why = why.__cause__ or why.__context__
+    cannot = f"{runtime} cannot be asked"
     if isinstance(why, FileNotFoundError):
-        return FreezeError(
-            f"{runtime} cannot be asked: there is no socket {socket}. Is it running, and is that its socket?"
-        )
-    if isinstance(why, PermissionError):
-        return FreezeError(f"{runtime} cannot be asked: {socket} is not open to this user; run freeze-proxy as root.")
+        return FreezeError(f"{cannot}: there is no socket {socket}; start it, or say where its socket is.")
     if isinstance(why, ConnectionRefusedError):
-        return FreezeError(f"{runtime} cannot be asked: nobody listens at {socket}. Is it running?")
+        return FreezeError(f"{cannot}: nobody listens at {socket}; start it.")
+    if isinstance(why, PermissionError):
+        return FreezeError(f"{cannot}: {socket} is not open to this user; run freeze-proxy as one who may use it.")
     if isinstance(error, TimeoutError):
-        return FreezeError(f"{runtime} has not answered at {socket} within {PATIENCE:g} s.")
-    return FreezeError(f"{runtime} cannot be asked at {socket}: {str(why or error) or type(error).__name__}.")
+        return FreezeError(f"{cannot}: it has not answered at {socket} within {PATIENCE:g} s.")
+    return FreezeError(f"{cannot} at {socket}: {str(why or error) or type(error).__name__}.")

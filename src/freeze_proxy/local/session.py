@@ -390,7 +390,7 @@ class Session:
             if self._command is None and not self._guard.gone:
                 left_to_guard = True
                 self._failure = Failure(
-                    f"{error} {self._real_freezer.where} is frozen; the guard goes on trying to thaw."
+                    f"{error} {self._real_freezer.where} stays frozen; the guard goes on trying to thaw it."
                 )
         now = self._loop.now
         report = self._ledger.report(now, self._keeper.requests)

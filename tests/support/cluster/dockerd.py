@@ -115,14 +115,14 @@ class Dockerd:
             raise DockerError(f"{done.stderr}{done.stdout}".strip())
         return done.stdout
 
-    def run(self, name: str, command: Command = TICK) -> DockerContainer:
-        """Run a container, without a network."""
+    def run(self, name: str, command: Command = TICK, network: str = "none") -> DockerContainer:
+        """Run a container, without a network or on the node's (``host``)."""
         folder = self.folder / "ticks" / name
         folder.mkdir(parents=True)
         identity = self.docker(
             "run",
             "--detach",
-            "--network=none",
+            f"--network={network}",
             f"--name={name}",
             f"--volume={folder}:/ticks",
             archives.WORKLOAD,
