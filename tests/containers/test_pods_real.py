@@ -119,10 +119,10 @@ def test_a_pod_that_has_been_deleted_is_forgotten(kubelet: Kubelet) -> None:
         async with pods_of(kubelet.containerd.socket) as pods:
             container = (await pods.find(pod.uid)).containers["user-container"]
             freezer = container.freezer("freeze")
-            pods.sweep()
+            await pods.sweep()
             assert pods.known(pod.uid) is not None
             pod.delete()
-            pods.sweep()
+            await pods.sweep()
             assert pods.known(pod.uid) is None
             with pytest.raises(Gone):
                 freezer.freeze()
@@ -143,7 +143,7 @@ def test_a_restarted_container_is_another_one(kubelet: Kubelet, runtime: str) ->
             old = before.containers["user-container"].freezer("freeze")
             new = pod.restart("user-container")
             assert not before.containers["user-container"].alive()
-            pods.sweep()
+            await pods.sweep()
             assert pods.known(pod.uid) is None
             after = await pods.find(pod.uid)
             assert after.containers["user-container"].id == new.id
@@ -164,10 +164,10 @@ def test_a_container_that_joins_is_noticed(kubelet: Kubelet) -> None:
         async with pods_of(kubelet.containerd.socket) as pods:
             assert list((await pods.find(pod.uid)).containers) == ["user-container"]
             pod.start("late", pod["user-container"].command)
-            pods.sweep()
+            await pods.sweep()
             assert pods.known(pod.uid) is None
             assert set((await pods.find(pod.uid)).containers) == {"user-container", "late"}
-            pods.sweep()
+            await pods.sweep()
             assert pods.known(pod.uid) is not None
 
     run(work)

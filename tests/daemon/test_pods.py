@@ -253,7 +253,7 @@ def test_absent_pods_are_remembered_in_bounded_number(setting: Setting) -> None:
                 await setting.pods.find(f"forged-{number}")
         assert len(setting.pods._absent) <= 1024
         setting.now += 2
-        setting.pods.sweep()
+        await setting.pods.sweep()
         assert not setting.pods._absent
 
     run(work)
@@ -323,7 +323,7 @@ def test_what_lives_is_kept(setting: Setting) -> None:
         found.containers["a"].freezer("freeze")
         for _ in range(5):
             setting.now += 100
-            setting.pods.sweep()
+            await setting.pods.sweep()
         assert setting.pods.known(UID) is found
         assert not setting.made[0].closed
 
@@ -337,7 +337,7 @@ def test_a_pod_with_a_dead_container_is_forgotten_and_only_that_one_is_given_bac
         for container in found.containers.values():
             container.freezer("freeze")
         setting.made[0].lives = Gone("It is gone.")
-        setting.pods.sweep()
+        await setting.pods.sweep()
         assert setting.pods.known(UID) is None
         assert [stub.closed for stub in setting.made] == [True, False]
         setting.runtime.has("b")
@@ -350,10 +350,10 @@ def test_a_container_that_was_never_frozen_is_known_by_its_process(setting: Sett
     async def work() -> None:
         setting.runtime.has("a")
         await setting.pods.find(UID)
-        setting.pods.sweep()
+        await setting.pods.sweep()
         assert setting.pods.known(UID) is not None
         alive.remove(100)
-        setting.pods.sweep()
+        await setting.pods.sweep()
         assert setting.pods.known(UID) is None
 
     run(work)
@@ -364,7 +364,7 @@ def test_a_freezer_that_cannot_be_read_is_no_proof_of_death(setting: Setting) ->
         setting.runtime.has("a")
         (await setting.pods.find(UID)).containers["a"].freezer("freeze")
         setting.made[0].lives = FreezeError("It cannot be read.")
-        setting.pods.sweep()
+        await setting.pods.sweep()
         assert not setting.made[0].closed
 
     run(work)
@@ -379,10 +379,10 @@ def test_one_that_is_no_longer_listed_is_kept_while_it_lives(setting: Setting) -
         setting.runtime.has("b")
         setting.pods.forget(UID)
         await setting.pods.find(UID)
-        setting.pods.sweep()
+        await setting.pods.sweep()
         assert not setting.made[0].closed
         setting.made[0].lives = False
-        setting.pods.sweep()
+        await setting.pods.sweep()
         assert setting.made[0].closed
 
     run(work)
@@ -392,10 +392,10 @@ def test_a_pod_that_was_still_starting_is_looked_at_again(setting: Setting) -> N
     async def work() -> None:
         setting.runtime.has("a", settled=False)
         await setting.pods.find(UID)
-        setting.pods.sweep()
+        await setting.pods.sweep()
         assert setting.pods.known(UID) is not None
         setting.now += 1.1
-        setting.pods.sweep()
+        await setting.pods.sweep()
         assert setting.pods.known(UID) is None
 
     run(work)

@@ -127,7 +127,7 @@ class Daemon:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_EVERY)
-            self._pods.sweep()
+            await self._pods.sweep()
 
     async def _claims(self) -> None:
         await asyncio.sleep(self._settings.claim_timeout)

@@ -195,20 +195,28 @@ class Pods:
         """Something about the pod is no longer true: look it up anew when it is next asked for."""
         self._pods.pop(uid, None)
 
-    def sweep(self) -> None:
-        """Forget what is no longer true. To be called every few seconds; takes a few microseconds a container."""
+    async def sweep(self) -> None:
+        """Forget what is no longer true. To be called every few seconds; holds nobody else up."""
+        for pod in list(self._pods.values()):
+            if self._stale(pod) and self._pods.get(pod.uid) is pod:
+                self.forget(pod.uid)
+            await asyncio.sleep(0)
+        for id, container in list(self._containers.items()):
+            if not container.alive():
+                # Nothing is left in it that could be frozen; a look-up may have been quicker, and thinks otherwise.
+                self._containers.pop(id).close()
+            await asyncio.sleep(0)
         now = self._clock()
-        dead = {id for id, container in self._containers.items() if not container.alive()}
-        for uid, pod in list(self._pods.items()):
-            stale = not pod.settled and now >= pod.looked + _ABSENT_FOR
-            moved = pod.neighbourhood is not None and pod.neighbourhood.changed()
-            if stale or moved or any(container.id in dead for container in pod.containers.values()):
-                self.forget(uid)
-        for id in dead:
-            self._containers.pop(id).close()
         for uid, (until, _) in list(self._absent.items()):
             if now >= until:
                 del self._absent[uid]
+
+    def _stale(self, pod: Pod) -> bool:
+        return (
+            (not pod.settled and self._clock() >= pod.looked + _ABSENT_FOR)
+            or (pod.neighbourhood is not None and pod.neighbourhood.changed())
+            or not all(container.alive() for container in pod.containers.values())
+        )
 
     def close(self) -> None:
         """Give back all that is held, and give up what is being looked up."""

@@ -136,11 +136,21 @@ def _paths_of(pid: int, id: str) -> dict[str, str]:
 
 
 def holds(pid: int, id: str) -> bool:
-    """Whether the process is there, and in the cgroup of this container still: PIDs are used again."""
+    """Whether the process is there, and in the cgroup of this container still: PIDs are used again.
+
+    Takes a few microseconds.
+    """
     try:
-        return any(own(path, id) for path in _paths_of(pid, id).values())
-    except FreezeError:
+        fd = os.open(f"/proc/{pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return False
+    try:
+        text = os.read(fd, 1 << 16)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return any(own(os.fsdecode(line).split(":", 2)[2], id) for line in text.splitlines() if os.fsencode(id) in line)
 
 
 def directory(hierarchy: str, pid: int, id: str) -> str | None:
