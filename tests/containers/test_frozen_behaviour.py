@@ -22,7 +22,7 @@ from tests.support.wait import until
 
 KILLED = 128 + 9
 UNKNOWN = 3
-AT_ONCE = 1.0
+AT_ONCE = 3.0
 """Seconds; nothing that is done at once takes so long."""
 
 
@@ -142,23 +142,34 @@ def test_a_stop_ends_it_in_its_own_time_once_it_is_thawed(frozen: Container) -> 
     assert (frozen.printed, frozen.status().status.exit_code) == (["started", "terminated"], 0)
 
 
-def test_a_stop_by_runc_takes_the_whole_grace(kubelet: Kubelet) -> None:
+WAYS = pytest.mark.parametrize("way", ["cgroup", "pause"])
+
+
+def freeze(containerd: Containerd, container: Container, way: str) -> None:
+    container.await_ticks()
+    if way == "cgroup":
+        container.freeze_cgroup()
+    else:
+        pause(containerd, container)
+
+
+@WAYS
+def test_a_stop_by_runc_takes_the_whole_grace(kubelet: Kubelet, containerd: Containerd, way: str) -> None:
     """Then runc sends SIGKILL, and thaws so that it works."""
     container = kubelet.pod(["user-container"], "runc")["user-container"]
-    container.await_ticks()
-    container.freeze_cgroup()
-    assert 2 <= seconds(lambda: container.stop(grace=2)) < 4
+    freeze(containerd, container, way)
+    assert 1 <= seconds(lambda: container.stop(grace=1)) < 5
     assert (container.state, container.status().status.exit_code) == (EXITED, KILLED)
     assert container.printed == ["started"]
 
 
-def test_a_stop_by_crun_never_ends(kubelet: Kubelet) -> None:
+@WAYS
+def test_a_stop_by_crun_never_ends(kubelet: Kubelet, containerd: Containerd, way: str) -> None:
     """crun sends SIGKILL and does not thaw: the container is there until somebody else does."""
     container = kubelet.pod(["user-container"], "crun")["user-container"]
-    container.await_ticks()
-    container.freeze_cgroup()
+    freeze(containerd, container, way)
     with pytest.raises(grpc.RpcError) as late:
-        container.stop(grace=1, within=2)
+        container.stop(grace=1, within=1)
     assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert (container.state, container.alive, container.frozen) == (RUNNING, True, True)
     container.thaw_cgroup()
@@ -166,19 +177,15 @@ def test_a_stop_by_crun_never_ends(kubelet: Kubelet) -> None:
     assert container.status().status.exit_code == KILLED
 
 
-@pytest.mark.parametrize("way", ["cgroup", "pause"])
+@WAYS
 def test_a_pod_is_deleted_at_once_when_it_is_thawed(
     kubelet: Kubelet, containerd: Containerd, runtime: str, way: str
 ) -> None:
     """However it was frozen, whichever runtime."""
     pod = kubelet.pod(["user-container", "queue-proxy"], runtime)
     container = pod["user-container"]
-    container.await_ticks()
     pod["queue-proxy"].await_ticks()
-    if way == "cgroup":
-        container.freeze_cgroup()
-    else:
-        pause(containerd, container)
+    freeze(containerd, container, way)
     deletion = threading.Thread(target=pod.delete, args=(20,))
     deletion.start()
     until(lambda: not pod["queue-proxy"].alive, "the container that is not frozen has ended")
@@ -320,12 +327,12 @@ def test_docker_refuses_exec(dockerd: Dockerd, in_docker: DockerContainer, froze
 
 def test_docker_stops_it(dockerd: Dockerd, in_docker: DockerContainer, frozen_by: str) -> None:
     """dockerd thaws what it has paused itself; the rest ends by SIGKILL, which runc thaws for."""
-    took = seconds(lambda: dockerd.docker("stop", "-t", "2", in_docker.id))
+    took = seconds(lambda: dockerd.docker("stop", "-t", "3", in_docker.id))
     code = in_docker.inspect()["State"]["ExitCode"]
     if frozen_by == "cgroup":
-        assert (2 <= took < 4, code, in_docker.printed) == (True, KILLED, ["started"])
+        assert (3 <= took < 8, code, in_docker.printed) == (True, KILLED, ["started"])
     else:
-        assert (took < 1.5, code, in_docker.printed) == (True, 0, ["started", "terminated"])
+        assert (took < 2.5, code, in_docker.printed) == (True, 0, ["started", "terminated"])
 
 
 def test_docker_removes_it(dockerd: Dockerd, in_docker: DockerContainer) -> None:
