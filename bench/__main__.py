@@ -7,10 +7,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from bench import freezers, relay, report, soak, wake
+from bench import daemon, freezers, relay, report, soak, wake
 from bench.machine import ROOT, BenchError, end_on_sigterm, facts
 
-PARTS = ("relay", "soak", "freezers", "wake")
+PARTS = ("relay", "soak", "freezers", "wake", "daemon")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,8 +71,10 @@ def _measure(part: str, quick: bool, scenario: tuple[str, ...], results: dict[st
             results[part] = soak.run(quick, tell)
         elif part == "freezers":
             results[part] = freezers.run(quick, tell)
-        else:
+        elif part == "wake":
             results[part] = wake.run(quick, tell)
+        else:
+            results[part] = daemon.run(quick, tell)
     results["machine"][part] = machine
 
 

@@ -129,6 +129,25 @@ def _wake(wake: Results, path: Path) -> None:
     _save(figure, path)
 
 
+def _pausing(daemon: Results, path: Path) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    names = list(daemon["titles"])[::-1]
+    titles = [daemon["titles"][name].replace("`", "").replace("daemon, ", "daemon,\n") for name in names]
+    colours = ["#0b7285" if name.startswith("daemon") else "#868e96" for name in names]
+    ways = daemon["ways"]["among"]
+    for axis, (order, title) in zip(axes, (("freeze", "pause"), ("thaw", "resume")), strict=True):
+        middle = [ways[name][order]["p50"] / 1000 for name in names]
+        above = [max(0.0, ways[name][order]["p99"] / 1000 - value) for name, value in zip(names, middle, strict=True)]
+        places = range(len(names))
+        axis.barh(places, middle, color=colours, height=0.65)
+        nothing = [0.0] * len(names)
+        axis.errorbar(middle, places, xerr=(nothing, above), fmt="none", ecolor="#212529", elinewidth=0.8, capsize=2)
+        axis.set_yticks(places, titles, fontsize=7)
+        axis.grid(axis="y", visible=False)
+        axis.set(xscale="log", xlabel="ms (median; whisker: p99)", title=title)
+    _save(figure, path)
+
+
 def write(results: Results, images: Path) -> None:
     """Write a picture for every part that there are results of."""
     if "relay" in results:
@@ -138,3 +157,5 @@ def write(results: Results, images: Path) -> None:
         _freezers(results["freezers"], images / "bench-freezers.svg")
     if results.get("wake", {}).get("freezers"):
         _wake(results["wake"], images / "bench-wake.svg")
+    if "ways" in results.get("daemon", {}):
+        _pausing(results["daemon"], images / "bench-pausing.svg")

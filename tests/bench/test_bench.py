@@ -1,11 +1,16 @@
 """The benchmark works: one quick scenario, and what it writes has the shape that the page is made from."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.needs import need_program
+import pytest
+
+from tests.support.cluster.cgroups import processes_in
+from tests.support.needs import need_program, need_root
+from tests.support.wait import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,3 +73,75 @@ def test_the_soak_leaves_nothing_in_flight(tmp_path: Path) -> None:
     assert soak["relay"]["freezes"] > 1, "requests have met the gate shut"
     assert soak["relay"]["in_flight"] == 0
     assert soak["relay"]["connections"] == 0
+
+
+def test_the_daemon_beside_every_other_way_and_with_a_thousand_containers(tmp_path: Path) -> None:
+    need_the_runtimes()
+    ran = bench("--quick", "--only", "daemon", "--out", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+
+    results = json.loads((tmp_path / "latest.json").read_text())
+    daemon = results["daemon"]
+    assert daemon["missing"] == daemon["missing_ways"] == {}
+    for when in ("alone", "among"):
+        ways = daemon["ways"][when]
+        assert {"daemon", "daemon-2", "daemon-containerd", "tasks", "docker", "runc"} < set(ways)
+        assert ways.keys() & {"write", "write-v2"}
+        for name, figures in ways.items():
+            for order in ("freeze", "thaw"):
+                assert figures[order]["count"] >= 6, name
+                assert 0 < figures[order]["p50"] <= figures[order]["p99"], name
+        assert ways["daemon"]["thaw"]["p50"] < ways["tasks"]["thaw"]["p50"]
+    assert daemon["first"]["freeze"]["count"] == 3
+    assert daemon["first"]["freeze"]["p50"] > daemon["first"]["review"]["p50"] > 0
+
+    assert {name: (load["pods"], load["each"]) for name, load in daemon["loads"].items()} == {
+        "pods": (1000, 1),
+        "fours": (250, 4),
+    }
+    for load in daemon["loads"].values():
+        assert load["sent"] == load["answered"] > 500
+        assert (load["lost"], load["wrong"], load["differ"]) == (0, [], 0)
+        assert load["known"] == load["pods"]
+        assert load["leases"] == load["pods"] / 2
+        assert 0 < load["cpu_share"] < 1
+        assert load["memory_kib"]["after"]["daemon"]["Rss"] > load["memory_kib"]["after"]["supervisor"]["Rss"] > 5000
+
+    met = {goal["limit"]: goal["met"] for goal in results["goals"]}
+    assert met["p99 ≤ 5 ms, nothing lost"] is None, "a few seconds are not a minute"
+    assert met["≤ 45 MiB"] in (True, False)
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "containerd, Tasks API" in page
+    assert "images/bench-pausing.svg" in page
+    assert (tmp_path / "images/bench-pausing.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("during", ["freeze-proxy-test", "freeze-proxy-bench"])
+def test_a_daemon_benchmark_that_is_told_to_end_leaves_no_cgroup_behind(during: str, tmp_path: Path) -> None:
+    """In the middle of its first measurement and of its second."""
+    need_the_runtimes()
+    command = [sys.executable, "-m", "bench", "--quick", "--only", "daemon", "--out", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until(lambda: processes_in(made_by(process.pid, during)), f"there are cgroups {during}", 60, every=0.1)
+        finally:
+            process.terminate()
+            said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    assert not made_by(process.pid)
+
+
+def made_by(pid: int, name: str = "freeze-proxy") -> list[Path]:
+    """The cgroups that a benchmark has made."""
+    return [
+        Path(folder, made)
+        for folder, names, _ in os.walk("/sys/fs/cgroup")
+        for made in names
+        if made.startswith(name) and f"-{pid}" in made
+    ]
+
+
+def need_the_runtimes() -> None:
+    need_root()
+    for program, package in (("containerd", "containerd"), ("runc", "runc"), ("dockerd", "docker.io")):
+        need_program(program, package)
