@@ -130,21 +130,20 @@ def _wake(wake: Results, path: Path) -> None:
 
 
 def _pausing(daemon: Results, path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, sharey=True)
     names = list(daemon["titles"])[::-1]
     titles = [daemon["titles"][name].replace("`", "").replace("daemon, ", "daemon,\n") for name in names]
-    colours = ["#0b7285" if name.startswith("daemon") else "#868e96" for name in names]
-    ways = daemon["ways"]["among"]
     for axis, (order, title) in zip(axes, (("freeze", "pause"), ("thaw", "resume")), strict=True):
-        middle = [ways[name][order]["p50"] / 1000 for name in names]
-        above = [max(0.0, ways[name][order]["p99"] / 1000 - value) for name, value in zip(names, middle, strict=True)]
-        places = range(len(names))
-        axis.barh(places, middle, color=colours, height=0.65)
-        nothing = [0.0] * len(names)
-        axis.errorbar(middle, places, xerr=(nothing, above), fmt="none", ecolor="#212529", elinewidth=0.8, capsize=2)
-        axis.set_yticks(places, titles, fontsize=7)
-        axis.grid(axis="y", visible=False)
-        axis.set(xscale="log", xlabel="ms (median; whisker: p99)", title=title)
+        for place, name in enumerate(names):
+            colour = WAYS["cgroup2"] if name.startswith("daemon") else "#868e96"
+            middle, tail = (daemon["ways"]["among"][name][order][point] / 1000 for point in ("p50", "p99"))
+            axis.plot((middle, tail), (place, place), color=colour, linewidth=1.5, solid_capstyle="butt")
+            axis.plot(middle, place, color=colour, marker="o", markersize=6)
+            axis.annotate(f"{middle:.2g}", (middle, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+        axis.set(xscale="log", xlabel="ms: a dot for the median, a line to p99", title=title)
+        axis.set_yticks(range(len(names)), titles, fontsize=7)
+        axis.set_ylim(-0.5, len(names) - 0.3)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _save(figure, path)
 
 
