@@ -20,6 +20,8 @@ from tests.support.examples import examples
 from tests.support.stage import Asked, Peer, Stage
 
 GRACE = 0.1
+NOTICED = 30.0
+"""Seconds after which the daemon's keep-alive has found out that a connection is dead."""
 
 
 class Clock:
@@ -37,13 +39,15 @@ class Daemon:
     ``refuses``: 403; ``helpless``: 503; ``late``: 504 to a freeze, after which all or nothing stands.
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, clock: Clock) -> None:
+        self.clock = clock
         self.listener = stage.listener
         self.frozen = False
         self.holder: Peer | None = None
         self.mood = "prompt"
         self.waiting: list[tuple[Peer, Asked]] = []
-        self.dead: list[Peer] = []  # nothing passes on these connections any more, and nobody has noticed
+        self.dead: list[Peer] = []  # nothing passes on these connections any more
+        self.died: dict[Peer, float] = {}
 
     def step(self) -> bool:
         """Do what there is to be done; returns whether there was anything."""
@@ -86,11 +90,13 @@ class Daemon:
     def die_silently(self, peer: Peer) -> None:
         self.listener.peers.remove(peer)
         self.dead.append(peer)
+        self.died[peer] = self.clock.now
 
-    def notice(self) -> None:
-        """That a connection is dead."""
-        if self.holder in self.dead:
-            self.frozen, self.holder = False, None
+    def notice(self, after: float = 0.0) -> None:
+        """That a connection is dead, and has been for a while."""
+        for peer in self.dead:
+            if self.holder is peer and self.clock.now >= self.died[peer] + after:
+                self.frozen, self.holder = False, None
 
     def end(self, peer: Peer) -> None:
         peer.close()
@@ -124,7 +130,7 @@ class World(RuleBasedStateMachine):
         for patch in self.patches:
             patch.start()
         self.stage = Stage(Path(self.folder.name, "token"), Settings(grace=GRACE))
-        self.daemon = Daemon(self.stage)
+        self.daemon = Daemon(self.stage, self.clock)
         self.up = True
         self.in_flight = 0
         self.stage.client.start()
@@ -132,6 +138,7 @@ class World(RuleBasedStateMachine):
 
     def turn(self) -> None:
         """One round of the loop, with whatever is due."""
+        self.daemon.notice(NOTICED)
         self.stage.loop.soon(self.stage.loop.stop)
         self.stage.loop.run()
         self.no_byte_passes_to_what_is_frozen()
@@ -222,7 +229,6 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.daemon.dead)
     @rule()
     def the_daemon_notices_that_a_connection_is_dead(self) -> None:
-        self.clock.now += client.AWAY
         self.daemon.notice()
 
     # What happens mostly; by single steps it would not happen often.

@@ -26,9 +26,10 @@ ADRIFT
 PRESUMED
     There is no such answer to be had, and the guarantees of the daemon have had time to come true: for ``NOBODY``
     seconds nobody listened at its address, or a living daemon refused to know us; for ``HELPLESS`` seconds one lives
-    that cannot do what it is asked; for ``AWAY`` seconds it could not be reached. Then the target is held to run: a
-    wedged pod is worse than one that, for want of both daemon and supervisor, makes its requests wait until the next
-    daemon thaws what nobody claims. Until a thaw has been answered, nothing is frozen.
+    that cannot do what it is asked; for ``AWAY`` seconds it could not be reached, or cannot know that the connection of
+    the lease is lost. Then the target is held to run: a wedged pod is worse than one that, for want of both daemon and
+    supervisor, makes its requests wait until the next daemon thaws what nobody claims. Until a thaw has been answered,
+    nothing is frozen.
 
 A daemon that accepts the connection and then is silent holds the lease: nothing is presumed then, until its supervisor
 has ended it. After ``silence`` seconds without the answer to a thaw the connection is reset, and the next try made on a
@@ -88,6 +89,7 @@ _OPTIONS = (
     (_socket.IPPROTO_TCP, _socket.TCP_KEEPCNT, 2),
     (_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, 4000),  # ms, for bytes that are not acknowledged
 )
+_UNSEEN = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)  # ends of which the other side may not know
 _OVERTAKEN = 409  # a freeze by a thaw, which is as it should be
 _TOO_LATE = 408  # no request came on a new connection: there was no token yet
 
@@ -106,6 +108,7 @@ class Client(Driver):
         "_body",
         "_closed",
         "_connecting",
+        "_end_seen",
         "_freeze",
         "_freeze_failed",
         "_host",
@@ -172,9 +175,10 @@ class Client(Driver):
         self._freeze_failed = ""  # why it is being undone
         self._thaw = 0
         self._thaw_owed = False  # an answer
-        # Since when, after a loss, ...
-        self._away_since = 0.0  # the daemon was of no help
-        self._nobody_since: float | None = None  # nobody was there
+        # After the connection of a lease is lost:
+        self._end_seen = True  # the daemon, if it lives, knows that
+        self._away_since = 0.0  # since when it was of no help
+        self._nobody_since: float | None = None  # since when nobody was there
 
     def start(self) -> None:
         """Connect in advance, so that the first order finds a connection."""
@@ -288,7 +292,7 @@ class Client(Driver):
         except BlockingIOError:
             return
         except OSError as error:
-            self._lost(_reason(error))
+            self._lost(_reason(error), seen=error.errno not in _UNSEEN)
             return
         if not data:
             self._lost("the daemon has closed it")
@@ -340,7 +344,7 @@ class Client(Driver):
             return  # It was the first on this connection; a freeze is on its way, and has its own answer.
         if self.state == BOUND and status < 500:
             self._drop(status, reason)  # What it does not do when we ask, it does when the lease ends.
-        elif not self._despair(NOBODY if status < 500 else HELPLESS):
+        elif not self._despair(AWAY if not self._end_seen else NOBODY if status < 500 else HELPLESS):
             self._fail_thaw(reason)
 
     def _left(self, status: int, body: bytes) -> None:
@@ -375,7 +379,7 @@ class Client(Driver):
                 self._watch()
             else:
                 sentence = f"The daemon at {self._host} does not answer; {self._silence:g} s have passed."
-                self._drop("silent", sentence, alive=True)
+                self._drop("silent", sentence, seen=False)
 
     # The connection.
 
@@ -454,31 +458,32 @@ class Client(Driver):
             self._fail_thaw(sentence)
         self._try_later()
 
-    def _lost(self, reason: str) -> None:
-        """The connection has been ended from the other side."""
+    def _lost(self, reason: str, *, seen: bool = True) -> None:
+        """The connection is no more. ``seen``: and the other side knows."""
         sentence = f"The connection to the daemon at {self._host} is lost ({reason})."
         if not self._settled:  # Else it is worth a word only if it cannot be made again.
             self._wrong("lost", sentence, reach=True)
-        self._adrift(sentence)
+        self._adrift(sentence, seen=seen)
 
     def _lost_if(self, side: Side, reason: str) -> None:
         if self._side is side:
             self._lost(reason)
 
-    def _drop(self, what: object, sentence: str, *, alive: bool = False) -> None:
-        """Give the connection up. ``alive``: there is somebody at the other end who may go on holding the lease."""
+    def _drop(self, what: object, sentence: str, *, seen: bool = True) -> None:
+        """Give the connection up. ``seen``: and the other side, from which something was just heard, will know."""
         self._wrong(what, sentence)
         # By RST, so that nothing of what it has not yet carried reaches the daemon later.
         self._forget(reset=True)
-        self._adrift(sentence, alive=alive)
+        self._adrift(sentence, seen=seen)
 
-    def _adrift(self, reason: str, *, alive: bool = False) -> None:
+    def _adrift(self, reason: str, *, seen: bool = True) -> None:
         """There is no connection any more."""
         bound = self.state == BOUND
         self._forget()
         if bound:
             self.state = ADRIFT
-        if bound or alive:
+            self._end_seen = seen
+        if bound or not seen:
             self._away_since, self._nobody_since = self._loop.now, None
         if self._thaw_owed:
             self._fail_thaw(reason)
