@@ -35,7 +35,7 @@ from freeze_proxy.control.messages import MOST_BODY, MOST_HEAD
 PATIENCE = 10.0
 LINGER = 2.0
 """Seconds for which a client that is refused may go on sending: a reset would take the answer from it."""
-MOST_WAITING, AT_ONCE = 16, 8
+MOST_WAITING, AT_ONCE = 16, 2
 READ_SIZE, _PIECE = 16 * 1024, 1024
 MOST_CONNECTIONS, MOST_UNTRUSTED, MOST_FIELDS = 8192, 128, 64
 _KEEPALIVE = (15, 5, 3)
