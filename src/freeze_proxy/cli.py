@@ -221,69 +221,109 @@ def _setting(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Cal
     return click.option(name, show_default=True, show_envvar=True, **attributes)
 
 
-@main.command(context_settings={"auto_envvar_prefix": "FREEZE_PROXY", "max_content_width": 110})
-@click.option(
-    "--config",
-    type=click.Path(dir_okay=False),
-    is_eager=True,
-    expose_value=False,
-    callback=_from_file,
-    show_envvar=True,
-    metavar="FILE.toml",
-    help="Settings by the names of these options, without the dashes.",
-)
-@_setting(
-    "--listen", type=_ADDRESS, default="127.0.0.1:9696", help="Where pods reach it: on a node, the node's address."
-)
-@_setting("--health-listen", type=_ADDRESS, default="127.0.0.1:9697", help="Where /healthz, /readyz and /metrics are.")
-@_setting("--node-name", help="This node's name in the cluster: tokens of pods on other nodes are refused.")
-@_setting(
-    "--identity",
-    type=click.Choice(("tokenreview", "jwks")),
-    default="tokenreview",
-    help="jwks: check tokens offline with the cluster's published keys.",
-)
-@_setting("--audience", default="freeze", help="For whom tokens must have been issued.")
-@_setting("--hook-audience", default="concurrency-state-hook", help="The same for POST /, of Knative's queue-proxy.")
-@_setting(
-    "--kubeconfig", type=click.Path(dir_okay=False), help="How to reach the API server; by default as a pod does."
-)
-@_setting("--context", help="The kubeconfig's context, if not the current one.")
-@_setting("--issuer", help="With jwks: the issuer of tokens, if not the one that the API server names.")
-@_setting(
-    "--runtime-socket", default="auto", help="The container runtime's CRI socket; auto looks at the usual places."
-)
-@_setting(
-    "--freezer",
-    type=click.Choice(("auto", "cgroup", "containerd", "docker", "crio")),
-    default="auto",
-    help="auto: the container's cgroup where it can be written, else the runtime.",
-)
-@_setting(
-    "--exclude",
-    multiple=True,
-    metavar="NAME",
-    help="Containers to be frozen only when asked for by name; by default well-known injected sidecars.",
-)
-@_setting(
-    "--state-dir",
-    type=click.Path(file_okay=False),
-    default="/run/freeze-proxy",
-    help="Where it is written down what is frozen.",
-)
-@_setting("--freeze-timeout", type=_POSITIVE, default="2s", help="Within this, all of a pod must stand still.")
-@_setting(
-    "--claim-timeout",
-    type=_POSITIVE,
-    default="3s",
-    help="After a start: for how long pods may claim what an earlier daemon has frozen.",
-)
-@_setting(
-    "--log-level",
-    type=click.Choice(("debug", "info", "warning", "error")),
-    default="info",
-    help="debug: every freeze and thaw.",
-)
+def _daemon_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of ``daemon``, and of ``doctor``, which looks at what they say."""
+    for option in reversed(
+        (
+            click.option(
+                "--config",
+                type=click.Path(dir_okay=False),
+                is_eager=True,
+                expose_value=False,
+                callback=_from_file,
+                show_envvar=True,
+                metavar="FILE.toml",
+                help="Settings by the names of these options, without the dashes.",
+            ),
+            _setting(
+                "--listen",
+                type=_ADDRESS,
+                default="127.0.0.1:9696",
+                help="Where pods reach it: on a node, the node's address.",
+            ),
+            _setting(
+                "--health-listen",
+                type=_ADDRESS,
+                default="127.0.0.1:9697",
+                help="Where /healthz, /readyz and /metrics are.",
+            ),
+            _setting("--node-name", help="This node's name in the cluster: tokens of pods on other nodes are refused."),
+            _setting(
+                "--identity",
+                type=click.Choice(("tokenreview", "jwks")),
+                default="tokenreview",
+                help="jwks: check tokens offline with the cluster's published keys.",
+            ),
+            _setting("--audience", default="freeze", help="For whom tokens must have been issued."),
+            _setting(
+                "--hook-audience",
+                default="concurrency-state-hook",
+                help="The same for POST /, of Knative's queue-proxy.",
+            ),
+            _setting(
+                "--kubeconfig",
+                type=click.Path(dir_okay=False),
+                help="How to reach the API server; by default as a pod does.",
+            ),
+            _setting("--context", help="The kubeconfig's context, if not the current one."),
+            _setting("--issuer", help="With jwks: the issuer of tokens, if not the one that the API server names."),
+            _setting(
+                "--runtime-socket",
+                default="auto",
+                help="The container runtime's CRI socket; auto looks at the usual places.",
+            ),
+            _setting(
+                "--freezer",
+                type=click.Choice(("auto", "cgroup", "containerd", "docker", "crio")),
+                default="auto",
+                help="auto: the container's cgroup where it can be written, else the runtime.",
+            ),
+            _setting(
+                "--exclude",
+                multiple=True,
+                metavar="NAME",
+                help="Containers to be frozen only when asked for by name; by default well-known injected sidecars.",
+            ),
+            _setting(
+                "--state-dir",
+                type=click.Path(file_okay=False),
+                default="/run/freeze-proxy",
+                help="Where it is written down what is frozen.",
+            ),
+            _setting(
+                "--freeze-timeout", type=_POSITIVE, default="2s", help="Within this, all of a pod must stand still."
+            ),
+            _setting(
+                "--claim-timeout",
+                type=_POSITIVE,
+                default="3s",
+                help="After a start: for how long pods may claim what an earlier daemon has frozen.",
+            ),
+            _setting(
+                "--log-level",
+                type=click.Choice(("debug", "info", "warning", "error")),
+                default="info",
+                help="debug: every freeze and thaw.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+_DAEMON: dict[str, Any] = {"auto_envvar_prefix": "FREEZE_PROXY", "max_content_width": 110}
+
+
+def _given_settings(exclude: tuple[str, ...], given: dict[str, Any]) -> Any:
+    from freeze_proxy.daemon.settings import Settings
+
+    if exclude:
+        given["exclude"] = exclude
+    return Settings(**given)
+
+
+@main.command(context_settings=_DAEMON)
+@_daemon_settings
 def daemon(exclude: tuple[str, ...], **given: Any) -> None:
     """Freeze the containers of the pod that asks, and of no other. Runs once on every node of a cluster.
 
@@ -292,6 +332,23 @@ def daemon(exclude: tuple[str, ...], **given: Any) -> None:
     """
     from freeze_proxy import daemon
 
-    if exclude:
-        given["exclude"] = exclude
-    sys.exit(daemon.run(daemon.Settings(**given)))
+    sys.exit(daemon.run(_given_settings(exclude, given)))
+
+
+@main.command(context_settings=_DAEMON)
+@_daemon_settings
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(exclude: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Check this node, and print whether a daemon with these options will work, and what to do if not.
+
+    Nothing is changed. Freezing is tried on a process of its own, in a cgroup that is removed again. In a cluster, run
+    it where the daemon runs: in its container.
+
+    Exit codes: 0 all that is needed works · 1 something that is needed does not · 2 wrong usage.
+    """
+    try:
+        from freeze_proxy.daemon import doctor
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"The doctor needs {error.name}: pip install 'freeze-proxy[cluster]'.") from error
+
+    sys.exit(doctor.run(_given_settings(exclude, given), as_json))
