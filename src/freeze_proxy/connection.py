@@ -7,12 +7,11 @@ RST as RST.
 
 import _socket
 import errno
-import posix
 
 from freeze_proxy.keeper import Keeper
 from freeze_proxy.loop import READ, WRITE, Loop
 from freeze_proxy.observe import Http1, Http2, Observer, pick
-from freeze_proxy.tcp import Address, Side, tcp_socket
+from freeze_proxy.tcp import Address, Pipe, Side, tcp_socket
 
 REQUEST_READ = SMALL_READ = 64 * 1024
 BULK_READ = 256 * 1024
@@ -22,42 +21,6 @@ SPLICE = 64 * 1024
 """Bytes still to come of a body of known length above which they pass inside the kernel, by splice(2)."""
 LINGER = 5.0
 """Seconds that a client has to close its side after the server has closed: enough to fetch the last response."""
-
-
-_SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE, SPLICE_F_NONBLOCK
-
-
-class Pipe:
-    """What splice(2) needs between two sockets. It is empty between any two calls, so all connections share one."""
-
-    __slots__ = ("_read", "_write")
-
-    def __init__(self) -> None:
-        """Raises ``OSError`` where there are no descriptors left."""
-        self._read, self._write = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
-
-    def fill(self, fd: int, most: int) -> int:
-        """Take bytes from a socket; returns how many. Raises ``OSError`` like ``recv``."""
-        return posix.splice(fd, self._write, most, None, None, _SPLICE_FLAGS)
-
-    def empty(self, fd: int, size: int) -> bytes:
-        """Send what was taken; returns what the socket did not take. Raises ``OSError`` like ``send``."""
-        left = size
-        try:
-            while left:
-                left -= posix.splice(self._read, fd, left, None, None, _SPLICE_FLAGS)
-        except BlockingIOError:
-            return self._rest(left)
-        except OSError:
-            self._rest(left)
-            raise
-        return b""
-
-    def _rest(self, left: int) -> bytes:
-        rest = b""
-        while len(rest) < left:
-            rest += posix.read(self._read, left - len(rest))
-        return rest
 
 
 class Connections:

@@ -173,8 +173,11 @@ class Gate:
         self._disarmed = True
         if self.open:
             self.deadline = FOREVER
-            return None
-        return None if self.state == THAWING else self._thaw(now)
+        return self.wake(now)
+
+    def wake(self, now: float) -> Order | None:
+        """Thaw, for something that is no exchange; ``began`` keeps it awake from then on."""
+        return None if self.open or self.state == THAWING else self._thaw(now)
 
     def lost(self, now: float) -> Order | None:
         """Whatever carries out the orders has lost sight of the target: unless it is awake, thaw it anew."""

@@ -119,6 +119,10 @@ class Keeper(Tally):
         """Thaw, and freeze no more."""
         self._carry_out(self.gate.disarm(self._loop.now))
 
+    def wake(self) -> None:
+        """Have the server awake for something that nobody waits for; ``held`` keeps it so until ``ended``."""
+        self._carry_out(self.gate.wake(self._loop.now))
+
     def lost(self) -> None:
         """The driver has lost sight of the target."""
         self._carry_out(self.gate.lost(self._loop.now))

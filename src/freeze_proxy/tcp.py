@@ -4,11 +4,13 @@ Imported by a sidecar, so of the standard library's sockets only ``_socket``: ``
 """
 
 import _socket
+import posix
 
 from freeze_proxy.loop import READ, WRITE, Loop
 
 BACKLOG = 1024
 _RESET_ON_CLOSE = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger {1, 0}: close sends RST
+_SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE, SPLICE_F_NONBLOCK
 
 Address = tuple[str, int]
 
@@ -110,3 +112,36 @@ class Side:
             self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, _RESET_ON_CLOSE)
         self._loop.close_after(self.socket)
         self._handler = _nothing  # it holds the connection, which holds this: the memory would wait for a collection
+
+
+class Pipe:
+    """What splice(2) needs between two sockets. It is empty between any two calls, so all connections share one."""
+
+    __slots__ = ("_read", "_write")
+
+    def __init__(self) -> None:
+        """Raises ``OSError`` where there are no descriptors left."""
+        self._read, self._write = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
+
+    def fill(self, fd: int, most: int) -> int:
+        """Take bytes from a socket; returns how many. Raises ``OSError`` like ``recv``."""
+        return posix.splice(fd, self._write, most, None, None, _SPLICE_FLAGS)
+
+    def empty(self, fd: int, size: int) -> bytes:
+        """Send what was taken; returns what the socket did not take. Raises ``OSError`` like ``send``."""
+        left = size
+        try:
+            while left:
+                left -= posix.splice(self._read, fd, left, None, None, _SPLICE_FLAGS)
+        except BlockingIOError:
+            return self._rest(left)
+        except OSError:
+            self._rest(left)
+            raise
+        return b""
+
+    def _rest(self, left: int) -> bytes:
+        rest = b""
+        while len(rest) < left:
+            rest += posix.read(self._read, left - len(rest))
+        return rest

@@ -175,6 +175,13 @@ class World(RuleBasedStateMachine):
         assert (order is not None) == (before != AWAKE)
         self.take(order)
 
+    @rule()
+    def it_is_woken(self) -> None:
+        before = self.gate.state
+        order = self.gate.wake(self.now)
+        assert (order is not None) == (before in (FREEZING, FROZEN))
+        self.take(order)
+
     # The driver.
 
     @precondition(lambda self: self.orders)

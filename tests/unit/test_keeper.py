@@ -337,6 +337,32 @@ def test_disarm_thaws_and_stays_awake(stage: Stage, answer: str) -> None:
     assert stage.story.count("freeze") == 1
 
 
+def test_it_is_woken_for_what_is_no_request(stage: Stage) -> None:
+    stage.keeper.ready()
+    stage.until_state(FROZEN)
+    stage.keeper.wake()
+    stage.keeper.held()
+    assert stage.gate.state == AWAKE
+    stage.until(lambda: stage.notes.waits == [None])
+    stage.keeper.wake()
+    stage.run_for(5 * GRACE)
+    assert stage.story == ["before freeze", "freeze", "thaw", "release"]
+    assert stage.keeper.requests == 0
+    stage.keeper.ended()
+    stage.until_state(FROZEN)
+
+
+def test_it_is_woken_once(stage: Stage) -> None:
+    stage.keeper.ready()
+    stage.until_state(FROZEN)
+    stage.hand.thaws = "later"
+    stage.keeper.wake()
+    stage.keeper.wake()
+    assert stage.story[2:] == ["thaw"]
+    stage.keeper.done(stage.hand.later[0])
+    assert stage.gate.state == AWAKE
+
+
 def test_a_lost_driver_thaws_anew(stage: Stage) -> None:
     stage.keeper.lost()
     assert stage.story == []

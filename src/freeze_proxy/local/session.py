@@ -351,7 +351,7 @@ class Session:
 
     def _hold(self) -> None:
         """Have it awake until the keeper's ``ended``. No request waits for this, so it is not counted as a wait."""
-        self._keeper.lost()
+        self._keeper.wake()
         self._keeper.held()
 
     def _send_signals(self) -> None:
