@@ -8,7 +8,6 @@ and api/types/task/task.proto.
 """
 
 import asyncio
-import concurrent.futures
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from freeze_proxy.freezers.runtime import EXTRA, PATIENCE, Refused, RuntimeFreez
 try:
     from grpclib.client import Channel
     from grpclib.const import Status
-    from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+    from grpclib.exceptions import GRPCError
 
     from freeze_proxy.protobuf import Service, Table, classes
 except ImportError as error:
@@ -85,32 +84,45 @@ class _Line:
             if error.status is Status.UNAVAILABLE:
                 raise unreachable("containerd", self._socket, error) from error
             raise Refused(said) from error
-        except concurrent.futures.TimeoutError as error:
+        except TimeoutError as error:
             work.cancel()
             raise unreachable("containerd", self._socket, TimeoutError()) from error
-        except (OSError, ProtocolError, StreamTerminatedError, concurrent.futures.CancelledError) as error:
+        except Exception as error:  # a connection that breaks comes in many shapes
             raise unreachable("containerd", self._socket, error) from error
 
     async def _call(self, service: Service, method: str, fields: Mapping[str, Any], namespace: str | None) -> Any:
-        if self._channel is None:
-            self._channel = Channel(path=self._socket)
         metadata = {"containerd-namespace": namespace} if namespace else {}
         async with asyncio.timeout(PATIENCE):
             try:
-                return await service.call(self._channel, method, fields, timeout=PATIENCE, metadata=metadata)
-            except (StreamTerminatedError, ConnectionResetError, BrokenPipeError):
-                # containerd has ended, and perhaps been started again.
-                return await service.call(self._channel, method, fields, timeout=PATIENCE, metadata=metadata)
+                return await service.call(self._connected(), method, fields, timeout=PATIENCE, metadata=metadata)
+            except (GRPCError, TimeoutError):
+                raise
+            except Exception:
+                # A kept connection whose containerd has ended, and perhaps been started again.
+                self._hang_up()
+                return await service.call(self._connected(), method, fields, timeout=PATIENCE, metadata=metadata)
+
+    def _connected(self) -> Channel:
+        if self._channel is None:
+            self._channel = Channel(path=self._socket)
+        return self._channel
+
+    def _hang_up(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     def close(self) -> None:
         """Ends the thread."""
 
-        def end() -> None:
-            if self._channel is not None:
-                self._channel.close()
-            self._loop.stop()
+        async def end() -> None:
+            self._hang_up()
+            # The socket is closed in the next round. Were it left to the garbage collector, that might come round in a
+            # forked process, and close what has this number there.
+            await asyncio.sleep(0)
+            self._loop.call_soon(self._loop.stop)
 
-        self._loop.call_soon_threadsafe(end)
+        asyncio.run_coroutine_threadsafe(end(), self._loop)
         self._thread.join(PATIENCE)
         if not self._thread.is_alive():
             self._loop.close()

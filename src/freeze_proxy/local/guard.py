@@ -367,10 +367,10 @@ def _rescue(freezer: Freezer) -> None:
             return
         except Gone:
             return
-        except FreezeError:
+        except Exception:  # nobody else would thaw it
             if time.monotonic() > deadline:
                 return
-        time.sleep(pause)
+        time.sleep(pause)  # a runtime does not say when it is there again
         pause = min(pause * 2, 2.0)
 
 
