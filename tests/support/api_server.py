@@ -42,8 +42,9 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
-REVIEWS, JWKS, DISCOVERY = (
+REVIEWS, ACCESS, JWKS, DISCOVERY = (
     "/apis/authentication.k8s.io/v1/tokenreviews",
+    "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
     "/openid/v1/jwks",
     "/.well-known/openid-configuration",
 )
@@ -193,6 +194,8 @@ class ApiServer:
         self.fault = ""
         self.delay = 0.0
         self.credentials = {"credentials-of-the-daemon"}
+        self.granted = True  # what the daemon asks whether it may
+        self.wanted: Json = {}
         self.signing = key("first")
         self.published = [self.signing]
         self.calls: Counter[str] = Counter()
@@ -333,6 +336,7 @@ class ApiServer:
     async def _listen(self) -> None:
         app = web.Application()
         app.router.add_post(REVIEWS, self._asked(self._review))
+        app.router.add_post(ACCESS, self._asked(self._access))
         app.router.add_get(JWKS, self._asked(self._jwks))
         app.router.add_get(DISCOVERY, self._asked(self._discovery))
         app.router.add_post("/admin/{name}", self._admin)
@@ -404,6 +408,10 @@ class ApiServer:
             case "echo":
                 return web.json_response(body | {"status": {"error": f"invalid token {body['spec']['token']}"}})
         return None
+
+    def _access(self, body: Json) -> tuple[int, Json]:
+        self.wanted = body["spec"]
+        return 201, body | {"status": {"allowed": self.granted}}
 
     def _jwks(self, _body: Json) -> tuple[int, Json]:
         return 200, {"keys": [key.jwk for key in self.published]}

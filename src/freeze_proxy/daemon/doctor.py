@@ -260,7 +260,7 @@ async def _containers(runtime: cri.Runtime) -> Finding:
         return Finding(what, "cannot be listed", False, advice=str(reason))
     containers = [container for pod in pods for container in pod.containers]
     if not containers:
-        return Finding(what, f"none, in {len(pods)} pods")
+        return Finding(what, f"none, in {_counted(len(pods), 'pod')}")
     seen = [container for container in containers if places.holds(container.pid, container.id)]
     writable, why = 0, ""
     for container in seen:
@@ -269,10 +269,17 @@ async def _containers(runtime: cri.Runtime) -> Finding:
             writable += 1
         except FreezeError as error:
             why = str(error)
-    found = f"{len(containers)} in {len(pods)} pods; processes found of {len(seen)}, cgroups writable of {writable}"
+    found = (
+        f"{len(containers)} in {_counted(len(pods), 'pod')}; "
+        f"processes found of {len(seen)}, cgroups writable of {writable}"
+    )
     if not seen:
         why = "The node's processes are out of sight: give the daemon's pod hostPID: true."
     return Finding(what, found, bool(seen), advice=why if writable < len(containers) else "")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _way(wanted: str, by_cgroup: bool, runtime: str) -> Finding:
