@@ -217,6 +217,10 @@ def _from_file(ctx: click.Context, _param: click.Parameter, path: str | None) ->
     }
 
 
+def _runtime_socket(text: str) -> str:
+    return text if text == "auto" else settings.unix_socket(text)
+
+
 def _setting(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(name, show_default=True, show_envvar=True, **attributes)
 
@@ -247,28 +251,38 @@ def _daemon_settings(command: Callable[..., Any]) -> Callable[..., Any]:
                 default="127.0.0.1:9697",
                 help="Where /healthz, /readyz and /metrics are.",
             ),
-            _setting("--node-name", help="This node's name in the cluster: tokens of pods on other nodes are refused."),
+            _setting(
+                "--node-name",
+                metavar="NAME",
+                help="This node's name in the cluster; tokens of pods on other nodes are refused. By default none are.",
+            ),
             _setting(
                 "--identity",
                 type=click.Choice(("tokenreview", "jwks")),
                 default="tokenreview",
-                help="jwks: check tokens offline with the cluster's published keys.",
+                help="tokenreview: ask the API server about each token; jwks: check it with the cluster's keys.",
             ),
-            _setting("--audience", default="freeze", help="For whom tokens must have been issued."),
+            _setting("--audience", metavar="NAME", default="freeze", help="For whom tokens must have been issued."),
             _setting(
                 "--hook-audience",
+                metavar="NAME",
                 default="concurrency-state-hook",
-                help="The same for POST /, of Knative's queue-proxy.",
+                help="The same for POST /, which queue-proxy of Knative 0.26 to 1.9 sends.",
             ),
             _setting(
                 "--kubeconfig",
                 type=click.Path(dir_okay=False),
                 help="How to reach the API server; by default as a pod does.",
             ),
-            _setting("--context", help="The kubeconfig's context, if not the current one."),
-            _setting("--issuer", help="With jwks: the issuer of tokens, if not the one that the API server names."),
+            _setting("--context", metavar="NAME", help="The kubeconfig's context, if not the current one."),
+            _setting(
+                "--issuer",
+                metavar="URL",
+                help="With jwks: the issuer of tokens, if not the one that the API server names.",
+            ),
             _setting(
                 "--runtime-socket",
+                type=_Parsed("path", _runtime_socket),
                 default="auto",
                 help="The container runtime's CRI socket; auto looks at the usual places.",
             ),
@@ -276,7 +290,7 @@ def _daemon_settings(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--freezer",
                 type=click.Choice(("auto", "cgroup", "containerd", "docker", "crio")),
                 default="auto",
-                help="auto: the container's cgroup where it can be written, else the runtime.",
+                help="auto: by the container's own cgroup where it can be written, else by asking the runtime.",
             ),
             _setting(
                 "--exclude",
@@ -288,10 +302,13 @@ def _daemon_settings(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--state-dir",
                 type=click.Path(file_okay=False),
                 default="/run/freeze-proxy",
-                help="Where it is written down what is frozen.",
+                help="Where it is written down what is frozen; on a file system in memory.",
             ),
             _setting(
-                "--freeze-timeout", type=_POSITIVE, default="2s", help="Within this, all of a pod must stand still."
+                "--freeze-timeout",
+                type=_POSITIVE,
+                default="2s",
+                help="Within this, all of a pod must stand still, or it is thawed again.",
             ),
             _setting(
                 "--claim-timeout",
@@ -303,7 +320,7 @@ def _daemon_settings(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--log-level",
                 type=click.Choice(("debug", "info", "warning", "error")),
                 default="info",
-                help="debug: every freeze and thaw.",
+                help="From which level on lines are written; debug has every freeze and thaw.",
             ),
         )
     ):
