@@ -1,7 +1,7 @@
 """A relay in a thread of this process, whose freezes and thaws the test carries out by hand.
 
-``House`` is loop, gate, keeper and relay; ``Hand`` is the driver. What the test wants to see or do of theirs happens on
-their thread, through ``House.on_loop``.
+``House`` is loop, gate, keeper and relay; ``Hand`` is the driver, unless the test brings another. What the test wants
+to see or do of theirs happens on their thread, through ``House.on_loop``.
 """
 
 import os
@@ -73,13 +73,20 @@ class House:
     """To be used in a ``with``. Leaving it fails if the loop died, or if anything is still counted as in flight."""
 
     def __init__(
-        self, target: int, settings: Settings | None = None, *, ready: bool = True, idle_stream: float | None = None
+        self,
+        target: int,
+        settings: Settings | None = None,
+        *,
+        ready: bool = True,
+        idle_stream: float | None = None,
+        driver: Callable[[Loop], Driver] | None = None,
     ) -> None:
         self.loop = Loop()
         self.hand = Hand(self.loop)
         self.notes = Notes()
         self.gate = Gate(settings or Settings(grace=0.02))
-        self.keeper = Keeper(self.loop, self.gate, self.hand, self.notes)
+        self.driver = self.hand if driver is None else driver(self.loop)
+        self.keeper = Keeper(self.loop, self.gate, self.driver, self.notes)
         self.relay = Relay(self.loop, self.keeper, listen((LOOPBACK, 0)), (LOOPBACK, target))
         self.port: int = self.relay.listener.getsockname()[1]
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -74,8 +74,9 @@ AWAY = 35.0
 than its own keep-alive takes."""
 SILENCE = 2.0
 """Seconds that a thaw waits for its answer on one connection."""
-CONNECT_TIME = 1.0
-"""Seconds that a connection may take to be made."""
+CONNECT_TIME = 0.5
+"""Seconds that a connection on the node may take to be made: one whose first packet met a daemon in the moment of its
+end would be tried again by the kernel only after a second."""
 SETTLED = 1.0
 """Seconds that a connection must have lasted, unless an order was carried out on it, to count as a good one."""
 FIRST_PAUSE, LAST_PAUSE = 0.01, 5.0
