@@ -1,7 +1,9 @@
 """What is remembered of pods, with a runtime that says what the test wants and counts how often it is asked."""
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,6 +163,12 @@ def test_a_token_s_names_must_be_the_pod_s() -> None:
     for namespace, name in (("other", "pod-1"), ("default", "pod-2"), ("other", "")):
         with pytest.raises(NoPod, match="default/pod-1"):
             whole.expect(namespace, name)
+
+
+def test_the_documentation_lists_who_is_left_out() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "nodes.md").read_text()
+    table = [line for line in text.partition("## Which containers")[2].splitlines() if line.startswith("| `")]
+    assert {name for line in table for name in re.findall(r"`([^`]+)`", line.split("|")[1])} == EXCLUDED | KEEPERS
 
 
 # What is remembered.

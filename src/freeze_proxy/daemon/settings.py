@@ -10,26 +10,26 @@ from freeze_proxy.tcp import Address
 
 EXCLUDED = frozenset(
     {
-        "aws-otel-collector",
-        "cloud-sql-proxy",
-        "cloudsql-proxy",
+        "azwi-proxy",
         "consul-connect-envoy-sidecar",
         "consul-dataplane",
         "daprd",
-        "datadog-agent",
-        "filebeat",
-        "fluent-bit",
-        "fluentd",
+        "datadog-agent-injected",
+        "gke-gcsfuse-sidecar",
         "istio-proxy",
         "jaeger-agent",
         "kuma-sidecar",
         "linkerd-proxy",
-        "opentelemetry-auto-instrumentation",
+        "nginx-mesh-sidecar",
         "otc-container",
         "vault-agent",
+        "xray-daemon",
     }
 )
-"""Sidecars that other systems inject, by the container names that they use: frozen only when asked for by name."""
+"""Sidecars that other systems inject, by the container names that they use: frozen only when asked for by name.
+
+``docs/nodes.md`` says whose they are.
+"""
 
 
 @dataclass(frozen=True, slots=True)
