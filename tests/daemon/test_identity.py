@@ -32,6 +32,7 @@ from freeze_proxy.daemon.identity import (
     Observer,
     Refused,
     Unreachable,
+    claimed_pod,
     expiry,
     without_token,
 )
@@ -626,6 +627,27 @@ def test_expiry(payload: bytes, expected: float) -> None:
 @examples(300)
 def test_expiry_of_anything_is_a_number(token: str) -> None:
     assert math.isfinite(expiry(token, now=100))
+    assert claimed_pod(token) == ""
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (b'{"kubernetes.io": {"pod": {"uid": "u-1"}}}', "u-1"),
+        (b'{"kubernetes.io": {"pod": {"uid": 1}}}', ""),
+        (b'{"kubernetes.io": {"pod": ["uid"]}}', ""),
+        (b'{"kubernetes.io": {"pod": null}}', ""),
+        (b'{"kubernetes.io": {}}', ""),
+        (b'{"kubernetes.io": "pod"}', ""),
+        (b"{}", ""),
+        (b"null", ""),
+        (b"[" * 6000, ""),
+        (b"\xff", ""),
+    ],
+)
+def test_claimed_pod(payload: bytes, expected: str) -> None:
+    assert claimed_pod(shaped(payload)) == expected
+    assert claimed_pod("no token") == ""
 
 
 def test_a_foreign_text_never_quotes_the_token() -> None:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from freeze_proxy.control.messages import MOST_TOKEN
 
@@ -287,12 +287,28 @@ class Identities:
 def expiry(token: str, now: float) -> float:
     """When a token expires that has been accepted, in seconds of Unix time; soon if it does not say."""
     try:
-        payload = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        expires = float(claims["exp"])
-    except (LookupError, TypeError, ValueError, OverflowError, RecursionError):
+        expires = float(_claims(token)["exp"])
+    except (LookupError, TypeError, ValueError, OverflowError):
         expires = math.nan
     return expires if math.isfinite(expires) else now + UNDATED_LASTS
+
+
+def claimed_pod(token: str) -> str:
+    """The UID of the pod that a token says it is of, which proves nothing; empty if it does not say."""
+    try:
+        uid = _claims(token)["kubernetes.io"]["pod"]["uid"]
+    except (LookupError, TypeError, ValueError):
+        uid = ""
+    return uid if isinstance(uid, str) else ""
+
+
+def _claims(token: str) -> Any:
+    """Raises ``LookupError`` and ``ValueError``."""
+    payload = token.split(".")[1]
+    try:
+        return json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except RecursionError:
+        raise ValueError from None
 
 
 def without_token(text: str, token: str) -> str:

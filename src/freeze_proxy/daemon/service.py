@@ -26,7 +26,7 @@ from freeze_proxy.control.messages import (
 )
 from freeze_proxy.control.server import Answer, Connection, Request, answer, error
 from freeze_proxy.daemon.freezing import Freezing, Overtaken, TooSlow
-from freeze_proxy.daemon.identity import Caller, Identities, Refused, Unreachable
+from freeze_proxy.daemon.identity import Caller, Identities, Refused, Unreachable, claimed_pod
 from freeze_proxy.daemon.metrics import Metrics
 from freeze_proxy.daemon.pods import Container, NoContainer, NoPod, Pod, Pods, RuntimeAway
 from freeze_proxy.freezers import FreezeError, Gone
@@ -100,7 +100,7 @@ class Service:
         self._freezing = freezing
         self._metrics = metrics
         self._audiences = {FREEZE: audience, THAW: audience, HOOK: hook_audience}
-        self._trusted: dict[Connection, str] = {}
+        self._trusted: dict[Connection, Caller] = {}
         self._connections: Counter[str] = Counter()
         self._said: dict[tuple[str, int], float] = {}
 
@@ -115,11 +115,11 @@ class Service:
     def closed(self, connection: Connection) -> None:
         """What it held is thawed."""
         self._freezing.release(connection)
-        uid = self._trusted.pop(connection, None)
-        if uid is not None:
-            self._connections[uid] -= 1
-            if not self._connections[uid]:
-                del self._connections[uid]
+        caller = self._trusted.pop(connection, None)
+        if caller is not None:
+            self._connections[caller.uid] -= 1
+            if not self._connections[caller.uid]:
+                del self._connections[caller.uid]
 
     # One step after another.
 
@@ -130,7 +130,7 @@ class Service:
         if request.method != "POST":
             raise _Wrong(405, f"{request.path} takes POST, not {request.method}.", "Allow: POST\r\n")
         caller = await self._caller(request, audience)
-        self._trust(request.connection, caller.uid)
+        self._trust(request.connection, caller)
         try:
             order = order_in(request.path, request.body)
         except ValueError as reason:
@@ -166,6 +166,11 @@ class Service:
             )
         try:
             known = self._identities.known(token, audience)
+            if known is None and request.path == THAW:
+                # A token that was renewed while its pod was frozen. Whoever closes the connection has the pod thawed
+                # as well, so a pod that was once seen on it needs no review to thaw itself, nor an API server.
+                before = self._trusted.get(request.connection)
+                known = before if before is not None and claimed_pod(token) == before.uid else None
             return known or await self._identities.identify(token, audience, request.connection.peer)
         except Refused as reason:
             raise _Wrong(403, str(reason)) from reason
@@ -220,10 +225,10 @@ class Service:
         pod.expect(caller.namespace, caller.name)
         return pod
 
-    def _trust(self, connection: Connection, uid: str) -> None:
-        if connection not in self._trusted and not connection.closed and self._connections[uid] < _MOST_TRUSTED:
-            self._trusted[connection] = uid
-            self._connections[uid] += 1
+    def _trust(self, connection: Connection, caller: Caller) -> None:
+        if connection not in self._trusted and not connection.closed and self._connections[caller.uid] < _MOST_TRUSTED:
+            self._trusted[connection] = caller
+            self._connections[caller.uid] += 1
             connection.trust()
 
     def _refused(self, request: Request, wrong: _Wrong) -> None:
