@@ -14,6 +14,7 @@ from freeze_proxy.daemon.places import Ways
 from freeze_proxy.daemon.pods import NoPod, Pods
 from freeze_proxy.freezers import Freezer, Gone
 from tests.support.cluster.containerd import Containerd
+from tests.support.cluster.crio_stand_in import CrioStandIn
 from tests.support.cluster.dockerd import Dockerd
 from tests.support.cluster.kubelet import Kubelet
 from tests.support.wait import until
@@ -93,6 +94,23 @@ def test_through_the_runtime_if_so_wanted(kubelet: Kubelet) -> None:
             freeze(freezer)
             assert pod["user-container"].frozen
             freezer.thaw()
+            assert not pod["user-container"].frozen
+
+    run(work)
+
+
+def test_through_cri_o_played_by_a_stand_in(kubelet: Kubelet, crio_stand_in: CrioStandIn) -> None:
+    pod = kubelet.pod()
+
+    async def work() -> None:
+        async with pods_of(crio_stand_in.socket, "crio") as pods:
+            found = await pods.find(pod.uid)
+            assert found.containers["user-container"].pid == pod["user-container"].pid
+            freezer = found.containers["user-container"].freezer("freeze")
+            assert (freezer.kind, freezer.quick) == ("crio", False)
+            await asyncio.to_thread(freeze, freezer)
+            assert pod["user-container"].frozen
+            await asyncio.to_thread(freezer.thaw)
             assert not pod["user-container"].frozen
 
     run(work)

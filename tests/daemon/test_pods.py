@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freeze_proxy.daemon import places
+from freeze_proxy.daemon import pods as pods_module
 from freeze_proxy.daemon.cri import Lister, Running, RuntimeAway, Sandbox
 from freeze_proxy.daemon.pods import EXCLUDED, KEEPERS, Container, NoContainer, NoPod, Pod, Pods
 from freeze_proxy.freezers import FreezeError, Freezer, Gone
@@ -231,6 +232,26 @@ def test_no_more_than_eight_look_ups_go_on_at_a_time(setting: Setting) -> None:
         setting.runtime.held.set()
         await asyncio.gather(*asking)
         assert setting.runtime.most_under_way == 8
+
+    run(work)
+
+
+def test_nobody_waits_for_ever_behind_a_runtime_that_does_not_answer(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pods_module, "_MOST_WAITING", 0.05)
+
+    async def work() -> None:
+        setting.runtime.held = asyncio.Event()
+        first = [asyncio.create_task(setting.pods.find(f"{UID}-{number}")) for number in range(8)]
+        while setting.runtime.under_way < 8:
+            await asyncio.sleep(0)
+        with pytest.raises(RuntimeAway, match="too many wait"):
+            await setting.pods.find(UID)
+        setting.runtime.held.set()
+        await asyncio.gather(*first, return_exceptions=True)
+        setting.runtime.has("user-container")
+        assert (await setting.pods.find(UID)).containers
 
     run(work)
 

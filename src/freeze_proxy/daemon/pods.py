@@ -19,6 +19,8 @@ KEEPERS = frozenset({"freeze-proxy", "queue-proxy"})
 """Never frozen, not even when asked for: they are what would have asked for the thaw."""
 _MOST_LOOKUPS = 8
 """At a time."""
+_MOST_WAITING = 5.0
+"""Seconds for which one waits for its turn."""
 _ABSENT_FOR = 1.0
 """Seconds for which a pod that was not found is not looked for again, and one that was found not anew without need."""
 _MOST_ABSENT = 1024
@@ -228,8 +230,15 @@ class Pods:
         self._pods.clear()
 
     async def _look_up(self, uid: str) -> Pod:
-        async with self._places:
+        try:
+            async with asyncio.timeout(_MOST_WAITING):
+                await self._places.acquire()
+        except TimeoutError:
+            raise RuntimeAway("The container runtime is slow to answer, and too many wait for it.") from None
+        try:
             sandbox = await self._runtime.containers_of(uid)
+        finally:
+            self._places.release()
         if sandbox is None:
             raise self._no_pod(uid, f"The container runtime has no running pod {uid!r:.80} on this node.")
         if not sandbox.containers:
