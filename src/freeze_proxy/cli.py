@@ -206,14 +206,19 @@ def _from_file(ctx: click.Context, _param: click.Parameter, path: str | None) ->
     try:
         with open(path, "rb") as file:
             values = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise click.BadParameter(f"{path} cannot be read: {error}.") from error
-    options = {option.lstrip("-"): param.name for param in ctx.command.params for option in param.opts}
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # TOML, or the UTF-8 that it must be
+        raise click.BadParameter(f"{path} is not TOML: {error}.") from error
+    options = {option.lstrip("-"): param for param in ctx.command.params for option in param.opts}
     unknown = sorted(values.keys() - options.keys())
     if unknown:
         raise click.BadParameter(f"{path} has settings that do not exist: {', '.join(unknown)}; --help lists them all.")
     ctx.default_map = {
-        str(options[name]): value if isinstance(value, list) else str(value) for name, value in values.items()
+        str(options[name].name): [str(each) for each in (value if isinstance(value, list) else [value])]
+        if options[name].multiple
+        else str(value)
+        for name, value in values.items()
     }
 
 
