@@ -58,7 +58,7 @@ def unix_socket(text: str) -> str:
     """The path of a unix socket from ``/run/docker.sock`` or ``unix:///run/docker.sock``."""
     path = text.removeprefix("unix://")
     if not path.startswith("/"):
-        raise ValueError(f"{text!r} is not a socket of this machine: write its path, such as /run/containerd/containerd.sock.")
+        raise ValueError(f"{text!r} is not a socket of this machine: write its path, such as /run/docker.sock.")
     return path
 
 

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
+import socket
 import time
 
 from freeze_proxy.control.server import Server
@@ -196,7 +198,7 @@ async def _listen(server: Server, address: Address, option: str) -> tuple[str, i
         return await server.start(*address)
     except OSError as error:
         # asyncio's own text names the address once more.
-        why = error.strerror or str(error)
+        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise Failure(f"{written(address)} cannot be listened on: {why}. Choose another with {option}.") from error
 
 
