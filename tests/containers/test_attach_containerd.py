@@ -1,5 +1,6 @@
 """``freeze-proxy attach --containerd``: a container of a real containerd."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from tests.containers.attaching import get_later, web
 from tests.support.cluster.kubelet import Container, Kubelet
 from tests.support.cluster.messages import EXITED
+from tests.support.cluster.programs import processes_with
 from tests.support.ports import LOOPBACK, await_port, free_port
 from tests.support.proxies import ROOT, Proxies, Proxy
 from tests.support.wait import until
@@ -156,6 +158,19 @@ def test_leaving_while_containerd_is_away(attached: Attached, by: int) -> None:
     attached.node.ensure()
     attached.container.await_awake()
     proxy.assert_nothing_left(5)
+
+
+def test_its_shim_is_killed_while_it_is_paused(attached: Attached) -> None:
+    """containerd then ends the container; nothing of it stays frozen, whatever becomes of it."""
+    proxy = attached.start("--freezer", "containerd")
+    (shim,) = processes_with(f"-id\0{attached.pod.id}")
+    os.kill(shim, signal.SIGKILL)
+    answer = get_later(proxy)
+    attached.container.await_awake()
+    proxy.signal(signal.SIGTERM)
+    assert proxy.wait() == 0
+    assert not attached.container.frozen
+    answer.exception(20)
 
 
 # Which one is meant.

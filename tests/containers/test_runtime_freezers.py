@@ -235,6 +235,25 @@ def test_the_runtime_is_killed_and_started_again(make: Make) -> None:
     subject.freezer.thaw()
 
 
+def test_a_runtime_that_has_lost_sight_of_it(kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has left frozen is thawed through its cgroup."""
+    container = kubelet.pod(["user-container"], "crun")["user-container"]
+    freezer = ContainerdFreezer(str(kubelet.containerd.socket), "k8s.io", container.id)
+    assert freezer.freeze()
+    freezer.knows(container.pid)
+
+    def lost() -> None:
+        raise Gone("There is none.")
+
+    monkeypatch.setattr(freezer, "_resume", lost)
+    with pytest.raises(Gone):
+        freezer.thaw()
+    assert not container.frozen
+    monkeypatch.undo()
+    freezer.thaw()  # as crun can
+    freezer.close()
+
+
 def test_a_forked_process_asks_for_itself(make: Make) -> None:
     """As the guard of attach does when its proxy has been killed."""
     subject = make()

@@ -41,6 +41,10 @@ class RuntimeFreezer(Freezer):
         self._id = id
         self._pid: int | None = None
 
+    def knows(self, pid: int) -> None:
+        """Its main process, for a freezer that may have to do without the runtime's word."""
+        self._pid = pid
+
     # What each runtime is asked. All raise ``FreezeError``: ``Refused`` where it answers no, ``Gone`` where the
     # container is not there or does not run.
 
@@ -76,6 +80,13 @@ class RuntimeFreezer(Freezer):
     def thaw(self) -> None:
         """Likewise; whoever paused it."""
         try:
+            self._resume_or_see()
+        except Gone:
+            self._thaw_what_is_left()
+            raise
+
+    def _resume_or_see(self) -> None:
+        try:
             self._resume()
         except Refused as no:
             seen = self._seen()
@@ -110,6 +121,15 @@ class RuntimeFreezer(Freezer):
         where, _ = self._cgroup(pid)
         members = cgroup.members(where) if where else [pid, *processes.descendants(pid)]
         return sum(processes.cpu_seconds(member) for member in members)
+
+    def _thaw_what_is_left(self) -> None:
+        """A runtime that has lost sight of a container, because its shim was killed, say, leaves it frozen for ever."""
+        if self._pid is not None and places.holds(self._pid, self._id):
+            left = places.by_cgroup(self._id, self._pid, "freeze")
+            try:
+                left.thaw()
+            finally:
+                left.close()
 
     def _seen(self) -> Seen:
         seen = self._look()

@@ -3,11 +3,15 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from freeze_proxy.freezers import FreezeError, Freezer, Gone, places
 from freeze_proxy.freezers.process import ProcessFreezer
 from freeze_proxy.local.guard import Plan
 from freeze_proxy.local.plans import FoundPlan
+
+if TYPE_CHECKING:
+    from freeze_proxy.freezers.runtime import RuntimeFreezer
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,11 @@ class DockerName:
             freezer.close()
         # Not by its name: that may be another's tomorrow.
         return Container(
-            id, f"the container {self.name}", pid, "docker", lambda: _called(self.name, DockerFreezer(self.socket, id))
+            id,
+            f"the container {self.name}",
+            pid,
+            "docker",
+            lambda: _known(DockerFreezer(self.socket, id), self.name, pid),
         )
 
 
@@ -74,15 +82,16 @@ class ContainerdId:
             f"the container {self.id}",
             pid,
             "containerd",
-            lambda: _called(self.id, ContainerdFreezer(self.socket, namespace, id)),
+            lambda: _known(ContainerdFreezer(self.socket, namespace, id), self.id, pid),
         )
 
 
 Wanted = DockerName | ContainerdId
 
 
-def _called(name: str, freezer: Freezer) -> Freezer:
+def _known(freezer: "RuntimeFreezer", name: str, pid: int) -> Freezer:
     freezer.where = f"the container {name}"
+    freezer.knows(pid)
     return freezer
 
 
