@@ -45,8 +45,14 @@ class Metrics:
             name + "review_seconds", "Token reviews, by outcome", ["outcome"], buckets=_SLOW, registry=registry
         )
         self._hits = Counter(name + "token_hits_total", "Tokens that were known, without a review", registry=registry)
-        for order in (freezing.ASKED, freezing.LEASE, freezing.ENDING, freezing.UNCLAIMED, freezing.UNDONE):
-            self._thawed.labels(order)
+        # What has not happened yet is there as well, as 0: a rate can be taken over its first time.
+        for what in ("freeze", "thaw"):
+            for reason in ("gone", "slow", "error"):
+                self._failures.labels(what, reason)
+        for why in (freezing.ASKED, freezing.LEASE, freezing.ENDING, freezing.UNCLAIMED, freezing.UNDONE):
+            self._thawed.labels(why)
+        for status in (400, 403, 404, 405, 409, 503, 504):
+            self._refused.labels(str(status))
         for outcome in (identity.ACCEPTED, identity.REFUSED, identity.UNREACHABLE):
             self._reviews.labels(outcome)
         self.identity = _OfIdentity(self._reviews, self._hits)
