@@ -55,7 +55,8 @@ def stolen_name(tokens: list[str]) -> Stream:
 
 def own(tokens: list[str]) -> Stream:
     """Its own good token: its own container is frozen and thawed without end."""
-    return repeated(request("/freeze", tokens[0]) + request("/thaw", tokens[0]))
+    # With a lease: what it has frozen when it is over would stay so otherwise, as it has asked for.
+    return repeated(request("/freeze", tokens[0], fields="Lease: connection\r\n") + request("/thaw", tokens[0]))
 
 
 def metrics(_tokens: list[str]) -> Stream:

@@ -473,10 +473,10 @@ def test_a_flood_keeps_nobody_else_from_being_served(scene: Scene, kind: str) ->
         honest.assert_served()
     assert FLOODS[kind] & said.keys()
     assert said.keys() <= FLOODS[kind] | {"429", "ended"}
+    until(lambda: scene.connections() <= 1, "the attacker's connections have ended")
     scene.attacker["user-container"].await_awake()
     scene.assert_frozen()
     scene.thaw_victim()
-    until(lambda: scene.connections() <= 1, "the attacker's connections have ended")
     until(lambda: scene.descriptors() <= descriptors + 20, "and are given back")
     assert scene.memory() < 100
 
