@@ -46,6 +46,23 @@ def test_a_node_without_pods(kubelet: Kubelet, tmp_path: Path) -> None:
     assert found["containers"]["works"] is None
 
 
+def test_in_a_cgroup_namespace_of_its_own(kubelet: Kubelet, tmp_path: Path) -> None:
+    """As in the daemon's container, on cgroup v2 above all."""
+    kubelet.pod(["user-container"])
+    script = ""
+    for place in dict.fromkeys(cgroups.hierarchies().values()):
+        if "cpuset" not in place.name:  # a new cpuset has no CPU to run on
+            box = place / kubelet.containerd.cgroups.name / "kubepods" / "the-daemon-s"
+            box.mkdir(parents=True)
+            script += f"echo $$ >{box}/cgroup.procs\n"
+    prefix = ("sh", "-ec", script + 'exec unshare --cgroup "$@"', need_program("unshare", "util-linux"))
+    code, found = doctor(kubelet.containerd.socket, tmp_path / "state", prefix=prefix)
+    assert code == 0, found
+    assert "/kubepods/the-daemon-s" in found["freezing by cgroup"]["found"]
+    assert found["containers"]["found"] == "1 in 1 pod; processes found of 1, cgroups writable of 1"
+    assert found["cpu controller, for the mode throttle"]["works"]
+
+
 def test_cgroups_that_are_read_only(kubelet: Kubelet, tmp_path: Path) -> None:
     """As for a container without the node's /sys/fs/cgroup."""
     kubelet.pod(["user-container"])

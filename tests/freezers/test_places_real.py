@@ -25,10 +25,11 @@ BOX = "kubepods/daemon/box"
 ASK = """
 import json, sys
 from freeze_proxy.freezers import FreezeError
-from freeze_proxy.freezers.places import directory
+from freeze_proxy.freezers.places import directory, standing
 hierarchy, pid, id = sys.argv[1:]
 try:
-    print(json.dumps({"found": directory(hierarchy, int(pid), id), "kind": ""}))
+    found = directory(hierarchy, int(pid), id) if int(pid) else standing(hierarchy)
+    print(json.dumps({"found": found, "kind": ""}))
 except FreezeError as error:
     print(json.dumps({"found": str(error), "kind": type(error).__name__}))
 """
@@ -62,7 +63,10 @@ class Tree:
         return process.pid
 
     def ask(self, box: str, before: str, pid: int, id: str = ID) -> tuple[str, str]:
-        """What a process in the cgroup ``box`` and a namespace of its own finds, after it has mounted something."""
+        """What a process in the cgroup ``box`` and a namespace of its own finds, after it has mounted something.
+
+        For the process 0 it looks for itself.
+        """
         box_procs = self.made(box) / "cgroup.procs"
         script = f'echo $$ >{box_procs}\nexec unshare --cgroup --mount sh -e -c "$0" "$@"\n'
         inner = textwrap.dedent(before) + f'\nexec {sys.executable} -c "$0" "$@"\n'
@@ -163,6 +167,15 @@ def test_a_part_of_the_host_s_hierarchy_will_do_if_the_container_is_in_it(tree: 
     found, kind = tree.ask(BOX, before, outside)
     assert kind == "FreezeError"
     assert "out of sight" in found
+
+
+def test_a_daemon_in_a_namespace_of_its_own_knows_where_it_is(tree: Tree, tmp_path: Path) -> None:
+    assert tree.ask(BOX, "", 0) == (str(tree.top / BOX), "")
+    assert tree.ask(BOX, f"mount --bind {tree.root} {tmp_path}", 0)[0] in (
+        f"{tmp_path}/{tree.groups.name}/{BOX}",
+        str(tree.top / BOX),
+    )
+    assert tree.ask(BOX, tree.own_view, 0) == (str(tree.root), "")
 
 
 def test_without_the_host_s_hierarchy_a_sentence_says_what_to_mount(tree: Tree) -> None:

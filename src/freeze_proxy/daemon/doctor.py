@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from freeze_proxy.daemon import cri, places
 from freeze_proxy.daemon.settings import Settings
 from freeze_proxy.freezers import FreezeError, Freezer, cgroup
-from freeze_proxy.freezers.places import CGROUP2, CPU, FREEZER, Mount, mounts_in
+from freeze_proxy.freezers.places import CGROUP2, CPU, FREEZER, Mount, mounts_in, standing
 from freeze_proxy.settings import written
 from freeze_proxy.tcp import Address
 
@@ -147,8 +147,18 @@ def _driver(mounted: list[Mount]) -> Finding:
 
 @contextmanager
 def _subject(hierarchy: str) -> Iterator[str]:
-    """A cgroup with one process, both removed at the end. Raises ``FreezeError``."""
-    path = cgroup.create(hierarchy, f"freeze-proxy-doctor-{os.getpid()}")
+    """A cgroup with one process, below the one that this is in; both removed at the end. Raises ``FreezeError``."""
+    parent = standing(hierarchy)
+    if parent is None:
+        raise FreezeError("This process does not see its own cgroup: mount the node's /sys/fs/cgroup, writable.")
+    path = os.path.join(parent, f"freeze-proxy-doctor-{os.getpid()}")
+    try:
+        os.mkdir(path)
+    except OSError as error:
+        raise FreezeError(
+            f"No cgroup can be made in {parent}: {error.strerror}. Run it as root and, in a container, with the node's "
+            "/sys/fs/cgroup mounted writable."
+        ) from error
     process = None
     try:
         # Busy, for one that sleeps is frozen where it is; and not for long, should all else fail.

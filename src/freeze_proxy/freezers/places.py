@@ -165,24 +165,43 @@ def directory(hierarchy: str, pid: int, id: str) -> str | None:
         if any(own(other, id) for other in paths.values()):
             return None
         raise Gone(f"The process {pid} is no longer, or never was, in a cgroup of the container {id}.")
-    self_path = paths_in(_read("/proc/self/cgroup")).get(hierarchy, "/")
-    if (self_path + "/").startswith(path + "/"):
+    if (_self_path(hierarchy) + "/").startswith(path + "/"):
         raise FreezeError(f"freeze-proxy itself runs in the container {id} and would freeze with it.")
-    candidates = [mount for mount in mounts_in(_read("/proc/self/mountinfo")) if hierarchy in mount.holds]
-    for mount in reversed(candidates):
-        inside = below(path, mount.root)
-        if inside is None and "/../" in path + mount.root + "/":
-            found = _found(mount, hierarchy)
-            inside = None if found is None else across(path, self_path, found)
-        if inside is not None and os.path.isdir(mount.point + inside):
-            return os.path.normpath(mount.point + inside)
+    found = _in_sight(hierarchy, path)
+    if found is not None:
+        return found
     if not holds(pid, id):
         raise Gone(f"The container {id} has just ended.")
-    where = "; ".join(mount.point for mount in candidates) or "nowhere"
+    where = "; ".join(mount.point for mount in _mounts_of(hierarchy)) or "nowhere"
     raise FreezeError(
         f"The cgroup {path} of the container {id} is out of sight (its hierarchy is mounted at: {where}); where "
         "freeze-proxy runs in a container, mount the node's /sys/fs/cgroup into it."
     )
+
+
+def standing(hierarchy: str) -> str | None:
+    """The directory of the cgroup that this process is in; ``None`` if it is out of sight."""
+    return _in_sight(hierarchy, _self_path(hierarchy))
+
+
+def _self_path(hierarchy: str) -> str:
+    return paths_in(_read("/proc/self/cgroup")).get(hierarchy, "/")
+
+
+def _mounts_of(hierarchy: str) -> list[Mount]:
+    return [mount for mount in mounts_in(_read("/proc/self/mountinfo")) if hierarchy in mount.holds]
+
+
+def _in_sight(hierarchy: str, path: str) -> str | None:
+    """The directory of a cgroup, by its path as /proc shows it to this process."""
+    for mount in reversed(_mounts_of(hierarchy)):
+        inside = below(path, mount.root)
+        if inside is None and "/../" in path + mount.root + "/":
+            found = _found(mount, hierarchy)
+            inside = None if found is None else across(path, _self_path(hierarchy), found)
+        if inside is not None and os.path.isdir(mount.point + inside):
+            return os.path.normpath(mount.point + inside)
+    return None
 
 
 _whereabouts: dict[tuple[str, str, str], str | None] = {}
@@ -190,7 +209,7 @@ _whereabouts: dict[tuple[str, str, str], str | None] = {}
 
 def _found(mount: Mount, hierarchy: str) -> str | None:
     """Where in a mount this process is: the one cgroup that lists it. Looked for once, as long as it does not move."""
-    key = (mount.point, mount.root, paths_in(_read("/proc/self/cgroup")).get(hierarchy, "/"))
+    key = (mount.point, mount.root, _self_path(hierarchy))
     if key not in _whereabouts:
         _whereabouts[key] = _find(mount.point, str(os.getpid()))
     return _whereabouts[key]
