@@ -16,9 +16,9 @@ AWAKE
     without a daemon: a pod whose daemon is away, or never was there, is served. A freeze needs the connection; where
     there is none it fails, and the gate tries again, less and less often.
 BOUND
-    A freeze has been sent on the connection that is open, and may have been carried out, unless it is refused: any 4xx
-    and 503 say that nothing was touched. A freeze that fails in another way (504, the connection is lost) is undone by
-    a thaw before it is called failed. A thaw that is refused ends the connection and so the lease: that takes no token.
+    A freeze has been sent on the connection that is open, and may have been carried out. If it is refused (503, or any
+    4xx but 409) nothing was touched; if it fails in another way (409, 504, the connection is lost) it is undone by a
+    thaw before it is called failed. A thaw that is refused ends the connection, and so the lease: that takes no token.
 ADRIFT
     The connection of the lease is lost. If the daemon lives, it thaws by the lease; if it has died, its supervisor
     does. That is not known here, so the gate is told that the target is lost from sight, and stays shut: a new
@@ -91,7 +91,7 @@ _OPTIONS = (
     (_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, 4000),  # ms, for bytes that are not acknowledged
 )
 _UNSEEN = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)  # ends of which the other side may not know
-_OVERTAKEN = 409  # a freeze by a thaw, which is as it should be
+_OVERTAKEN = 409  # a freeze by a thaw, ours or the daemon's own, which may not be over yet
 _TOO_LATE = 408  # no request came on a new connection: there was no token yet
 
 
@@ -323,7 +323,7 @@ class Client(Driver):
             self._end_freeze()
             return
         reason = self._refused(status, body)
-        if status < 500 or status == 503:
+        if (status < 500 and status != _OVERTAKEN) or status == 503:
             self.state = AWAKE
             self._end_freeze(reason)
         else:
