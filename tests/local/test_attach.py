@@ -129,7 +129,9 @@ def test_a_cgroup_that_others_share(proxies: Proxies, targets: Targets) -> None:
     assert target.state() == "S"
     proxy = proxies.attach("--pid", str(target.pid), "--target", target.where, "--freezer", "cgroup2")
     assert proxy.wait() == 125
-    assert proxy.sentence().startswith(f"Its cgroup {path} also holds other processes ({processes.name(other.pid)}, PID ")
+    assert proxy.sentence().startswith(
+        f"Its cgroup {path} also holds other processes ({processes.name(other.pid)}, PID "
+    )
 
 
 # On leaving.
@@ -234,6 +236,24 @@ def test_another_cgroup_with_the_same_name_is_not_the_same(proxies: Proxies, tar
     assert proxy.wait(5) == 0
     assert proxy.event("gone")
     assert second.state() == "S"
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"), [("cgroup2", "pid"), ("cgroup1", "pid"), ("process", "pid"), ("cgroup2", "cgroup")]
+)
+def test_told_to_end_while_frozen(proxies: Proxies, targets: Targets, kind: str, how: str) -> None:
+    """It cannot handle the signal while it stands still, so it is thawed."""
+    cgroups = [targets.cgroup(kind)] if kind != "process" else []
+    target = targets.start("handle=7", cgroups=cgroups)
+    which = ["--cgroup", cgroups[0]] if how == "cgroup" else ["--pid", str(target.pid), "--freezer", kind]
+    proxy = proxies.attach(*which, "--target", target.where)
+    assert proxy.start
+    until(lambda: frozen(cgroups[0]) if cgroups else target.state() == "T", "it is frozen")
+    target.process.terminate()
+    assert target.process.wait(5) == 7
+    assert proxy.wait(5) == 0
+    assert proxy.event("asked")
+    assert proxy.event("gone")
 
 
 # Left as found.

@@ -88,6 +88,17 @@ def test_the_pure_parts_read_no_clock_and_do_no_io(name: str) -> None:
             assert words[1].startswith("freeze_proxy."), line
 
 
+def test_one_machine_needs_no_library_of_the_cluster() -> None:
+    """What speaks to runtimes is loaded when the first is asked."""
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, freeze_proxy.local; print(*sys.modules)"],
+        check=True, capture_output=True, text=True, timeout=30,
+    ).stdout.split()  # fmt: skip
+    assert not {"httpx2", "grpclib", "google.protobuf", "lightkube", "prometheus_client", "asyncio"}.intersection(
+        loaded
+    )
+
+
 def test_a_module_that_loads_more_would_be_noticed() -> None:
     assert "logging" in loaded_by("logging")
     assert loaded_by("logging") - LITTLE
