@@ -23,7 +23,7 @@ import json
 import logging
 import socket
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Coroutine, Generator
 from types import coroutine
 from typing import Any, Protocol
@@ -122,8 +122,9 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server
         self._parser = httptools.HttpRequestParser(self)
         self._unparsed = b""
-        self._arrived: deque[tuple[Request, bool]] = deque()
-        self._waiting: deque[_Slot] = deque()
+        # Short, and mostly empty: a deque would take half a kilobyte even so.
+        self._arrived: list[tuple[Request, bool]] = []
+        self._waiting: list[_Slot] = []
         self._turn: asyncio.Handle | None = None
         self._last = False  # nothing more is read or answered after what is waiting
         self._busy_writing = False
@@ -225,6 +226,7 @@ class Connection(asyncio.BufferedProtocol):
         request = Request(self, method, path, self._headers, bytes(self._body))
         self._arrived.append((request, self._parser.should_keep_alive()))
         self._requests += 1
+        self._begin()  # nothing of it is kept: a token takes more than a kilobyte
         self._complete = True
 
     # For handlers.
@@ -275,7 +277,7 @@ class Connection(asyncio.BufferedProtocol):
             self._parse()
             if not self._arrived or len(self._waiting) >= MOST_WAITING or self._last or self.closed:
                 break
-            request, keep = self._arrived.popleft()
+            request, keep = self._arrived.pop(0)
             self._last = not keep
             self._hand_on(request, keep)
         if self._last:
@@ -337,7 +339,7 @@ class Connection(asyncio.BufferedProtocol):
         """One that took time has its answer; send what is next."""
         slot.answer = result
         while self._waiting and (ready := self._waiting[0].answer) is not None:
-            first = self._waiting.popleft()
+            first = self._waiting.pop(0)
             self._send(ready.encoded(first.keep, first.with_body), first.keep)
         if self._more and self._turn is None and not self._last:
             self._take()

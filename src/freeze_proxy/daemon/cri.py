@@ -169,14 +169,15 @@ class Runtime:
         chosen: dict[str, Any] = {}
         for pod in sorted(pods.items, key=lambda pod: pod.created_at, reverse=True):
             chosen.setdefault(pod.metadata.uid, pod)
-        members = {
-            pod.id: newest(c for c in everything.containers if c.pod_sandbox_id == pod.id) for pod in chosen.values()
-        }
-        running = [c for containers in members.values() for c in containers if c.state == RUNNING]
-        places = asyncio.Semaphore(_AT_ONCE)
-        pids = dict(
-            zip([c.id for c in running], await asyncio.gather(*(self._pid(c.id, places) for c in running)), strict=True)
-        )
+        everyone: dict[str, list[Any]] = {}
+        for container in everything.containers:
+            everyone.setdefault(container.pod_sandbox_id, []).append(container)
+        members = {pod.id: newest(everyone.get(pod.id, ())) for pod in chosen.values()}
+        running = [c.id for containers in members.values() for c in containers if c.state == RUNNING]
+        pids: dict[str, int] = {}
+        for begin in range(0, len(running), _AT_ONCE):
+            some = running[begin : begin + _AT_ONCE]
+            pids.update(zip(some, await asyncio.gather(*map(self._pid, some)), strict=True))
         return [
             Sandbox(
                 uid,
@@ -188,23 +189,20 @@ class Runtime:
             for uid, pod in chosen.items()
         ]
 
-    async def _pid(self, id: str, places: asyncio.Semaphore) -> int:
+    async def _pid(self, id: str) -> int:
         """Of the main process; 0 if the container runs no longer."""
-        async with places:
-            try:
-                answer = await self._call("ContainerStatus", {"container_id": id, "verbose": True})
-            except _NotFound:
-                return 0
-            if answer.status.state != RUNNING:
-                return 0
-            pid = pid_in(answer.info)
-            if pid is None and self._name == "docker":
-                pid = await self._pid_by_docker(id)
-            if pid is None:
-                raise RuntimeAway(
-                    f"{self._name} at {self._sockets[0]} does not tell the process of the container {id}."
-                )
-            return pid
+        try:
+            answer = await self._call("ContainerStatus", {"container_id": id, "verbose": True})
+        except _NotFound:
+            return 0
+        if answer.status.state != RUNNING:
+            return 0
+        pid = pid_in(answer.info)
+        if pid is None and self._name == "docker":
+            pid = await self._pid_by_docker(id)
+        if pid is None:
+            raise RuntimeAway(f"{self._name} at {self._sockets[0]} does not tell the process of the container {id}.")
+        return pid
 
     async def _pid_by_docker(self, id: str) -> int | None:
         import httpx2
