@@ -1,7 +1,9 @@
 """The client of the daemon, over real connections, against a daemon that does as the test says."""
 
 import contextlib
+import errno
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from freeze_proxy.control import client as module
 from freeze_proxy.control.client import ADRIFT, BOUND, PRESUMED
 from freeze_proxy.gate import AWAKE, FREEZING, FROZEN, THAWING, Settings
+from tests.support.ports import LOOPBACK
 from tests.support.stage import GRACE, TOKEN, Peer, Stage, staged
 
 
@@ -355,6 +358,50 @@ def test_a_daemon_that_cannot_help_is_presumed_to_have_thawed_later(hasty: Stage
         hasty.run_for(0.005)
         assert time.monotonic() - began < 5
     assert time.monotonic() - began >= 0.55
+
+
+def test_a_daemon_out_of_reach_is_presumed_to_have_thawed_at_last(
+    hasty: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packets get lost: a full backlog does the same to a client as a broken path."""
+    monkeypatch.setattr(module, "CONNECT_TIME", 0.1)
+    monkeypatch.setattr(module, "AWAY", 0.8)
+    peer = hasty.begin()
+    hasty.freeze(peer)
+    hasty.listener.go()
+    with contextlib.ExitStack() as full:
+        deaf = full.enter_context(socket.create_server((LOOPBACK, hasty.listener.port), backlog=0))
+        lost = time.monotonic()
+        for _ in range(4):
+            filler = full.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(deaf.getsockname())
+        hasty.keeper.began()
+        hasty.await_state(AWAKE)
+        assert time.monotonic() - lost >= 0.75
+        assert hasty.client.state == PRESUMED
+        assert any("it takes too long to connect" in said for said in hasty.said)
+
+
+def test_without_descriptors_it_tries_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = stage.begin()
+    stage.freeze(peer)
+
+    def none(_address: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "tcp_socket", none)
+        peer.close()
+        stage.keeper.began()
+        stage.until(lambda: len(stage.notes.failures) >= 3)
+        assert not stage.gate.open
+        assert len(stage.said) == 1
+        assert "too many open files" in stage.said[0]
+    again = stage.accept()
+    assert paths(stage, again) == ["/thaw"]
+    again.answer()
+    stage.await_state(AWAKE)
 
 
 def test_nothing_is_presumed_of_a_daemon_that_is_there_and_silent(hasty: Stage) -> None:
