@@ -75,23 +75,29 @@ class Observer:
 
 
 class Target:
-    """One container that has been frozen at least once, by one freezer. ``frozen``: as far as we know."""
+    """One container that has been frozen at least once, by one freezer.
 
-    __slots__ = ("_lock", "entry", "freezer", "frozen", "record", "state")
+    ``frozen``: as far as we know; ``since``: the epoch of the order by which it is.
+    """
 
-    def __init__(self, record: Record, freezer: Freezer, entry: Entry, state: str) -> None:
+    __slots__ = ("_lock", "entry", "freezer", "frozen", "record", "since", "state")
+
+    def __init__(self, record: Record, freezer: Freezer, entry: Entry, state: str, lock: asyncio.Lock) -> None:
         self.record = record
         self.freezer = freezer
         self.entry = entry
         self.state = state
         self.frozen = entry.frozen
-        self._lock = asyncio.Lock()  # a freezer that is not quick must not be called twice at a time
+        self.since = 0
+        self._lock = lock
 
-    async def freeze(self, pool: ThreadPoolExecutor) -> bool:
-        """Begin; whether it stands still already."""
+    async def freeze(self, ward: "Ward", epoch: int, pool: ThreadPoolExecutor) -> bool:
+        """Begin; whether it stands still already. Raises ``Overtaken`` if a newer order came before its turn."""
         async with self._lock:
+            ward.check(epoch)
             self.entry.mark(True)
             self.frozen = True
+            self.since = epoch
             still = await self._call(self.freezer.freeze, pool)
             if self.freezer.quick and not self.freezer.alive():
                 raise Gone(f"There is no process left in {self.freezer.where}.")
@@ -102,12 +108,18 @@ class Target:
         async with self._lock:
             return await self._call(self.freezer.frozen, pool)
 
-    async def thaw(self, pool: ThreadPoolExecutor) -> None:
-        """Raises ``FreezeError``; ``Gone`` where there is nothing to thaw any more."""
+    async def thaw(self, epoch: int, pool: ThreadPoolExecutor) -> bool:
+        """Unless it runs, or a newer order wants it frozen; returns whether it was thawed.
+
+        Raises ``FreezeError``; ``Gone`` where there is nothing to thaw any more.
+        """
         async with self._lock:
+            if not self.frozen or self.since > epoch:
+                return False
             await self._call(self.freezer.thaw, pool)
             self.frozen = False
             self.entry.mark(False)
+            return True
 
     async def _call(self, step: Callable[[], T], pool: ThreadPoolExecutor) -> T:
         if self.freezer.quick:
@@ -118,7 +130,7 @@ class Target:
 class Ward:
     """What this daemon has to do with one pod."""
 
-    __slots__ = ("claimed", "epoch", "lease", "newest", "since", "targets", "uid")
+    __slots__ = ("claimed", "epoch", "lease", "locks", "newest", "since", "targets", "uid")
 
     def __init__(self, uid: str) -> None:
         self.uid = uid
@@ -128,6 +140,23 @@ class Ward:
         self.lease: Holder | None = None
         self.claimed = True
         self.targets: dict[tuple[str, str], Target] = {}  # by container id and state
+        # By container id: a freezer that is not quick must not be called twice at a time.
+        self.locks: dict[str, asyncio.Lock] = {}
+
+    def overtake(self) -> int:
+        """A new epoch begins."""
+        self.epoch += 1
+        self.claimed = True
+        return self.epoch
+
+    def check(self, epoch: int) -> None:
+        """Raises ``Overtaken`` in a later one."""
+        if self.epoch != epoch:
+            raise Overtaken
+
+    def lock(self, id: str) -> asyncio.Lock:
+        """Of a container."""
+        return self.locks.setdefault(id, asyncio.Lock())
 
     def held(self) -> list[Target]:
         """What is frozen of it."""
@@ -161,26 +190,27 @@ class Freezing:
         if number < ward.newest or self._closing or (lease is not None and lease.closed):
             raise Overtaken
         ward.newest = number
-        ward.epoch += 1
-        epoch = ward.epoch
+        epoch = ward.overtake()
         try:
             wanted = [self._target(ward, pod, container, mode) for container in containers]
             self._bind(ward, lease)
             if len(wanted) != len(ward.targets):
                 for other in ward.held():
                     if other not in wanted:
-                        await self._let_run(ward, other, UNDONE)
+                        await self._let_run(ward, other, epoch, UNDONE)
             still = True
             for target in wanted:
-                self._check(ward, epoch)
-                still = await target.freeze(self._pool) and still
+                still = await target.freeze(ward, epoch, self._pool) and still
             if not still:
                 await self._settle(ward, epoch, wanted)
-            self._check(ward, epoch)
-        except FreezeError as error:
-            self._observe.failed("freeze", error)
+            ward.check(epoch)
+        except Overtaken:
+            raise  # by one that sees to all that is frozen
+        except Exception as error:
+            if isinstance(error, FreezeError):
+                self._observe.failed("freeze", error)
             if ward.epoch == epoch:
-                await self._undo(ward, UNDONE)
+                await self._undo(ward, ward.overtake(), UNDONE)
             raise
         return [_facts(target, target.state) for target in wanted]
 
@@ -192,7 +222,8 @@ class Freezing:
         ward = self._ward(uid)
         ward.newest = max(ward.newest, number)
         frozen = {target.record.id for target in ward.targets.values() if target.frozen}
-        troubles = await self._undo(ward, ASKED)
+        epoch = ward.overtake()
+        troubles = await self._undo(ward, epoch, ASKED)
         known = {target.record.id for target in ward.targets.values()}
         thawed = {}
         for container in containers:
@@ -202,10 +233,14 @@ class Freezing:
                 if container.id in frozen:
                     if freezer.quick:
                         freezer.alive()  # raises Gone
+                elif ward.epoch != epoch:
+                    continue  # a newer order has come
                 elif freezer.quick:
                     freezer.thaw()
                 elif container.id not in known:  # asking a runtime takes milliseconds
-                    await asyncio.get_running_loop().run_in_executor(self._pool, freezer.thaw)
+                    async with ward.lock(container.id):
+                        if ward.epoch == epoch:
+                            await asyncio.get_running_loop().run_in_executor(self._pool, freezer.thaw)
             except Gone:
                 del thawed[container.id]
             except FreezeError as error:
@@ -221,8 +256,7 @@ class Freezing:
             ward = self._wards[uid]
             if ward.lease is holder:
                 ward.lease = None
-                ward.epoch += 1
-                self._soon(self._undo(ward, LEASE))
+                self._soon(self._undo(ward, ward.overtake(), LEASE))
 
     # What happens by itself.
 
@@ -244,7 +278,8 @@ class Freezing:
                 entry.close(remove=True)
                 continue
             ward = self._wards.setdefault(record.pod, Ward(record.pod))
-            target = Target(record, freezer, entry, THROTTLED if freezer.kind == "throttle" else FROZEN)
+            state = THROTTLED if freezer.kind == "throttle" else FROZEN
+            target = Target(record, freezer, entry, state, ward.lock(record.id))
             ward.targets[record.id, target.state] = target
             if target.frozen:
                 ward.claimed = False
@@ -255,7 +290,7 @@ class Freezing:
         """Thaw what was adopted and not asked for since; returns how many pods."""
         unclaimed = [ward for ward in self._wards.values() if not ward.claimed and ward.held()]
         for ward in unclaimed:
-            await self._undo(ward, UNCLAIMED)
+            await self._undo(ward, ward.overtake(), UNCLAIMED)
         return len(unclaimed)
 
     async def watch(self) -> None:
@@ -280,7 +315,7 @@ class Freezing:
         for task in list(self._retries.values()):
             task.cancel()
         for ward in list(self._wards.values()):
-            await self._undo(ward, why)
+            await self._undo(ward, ward.overtake(), why)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=PATIENCE)
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -323,11 +358,11 @@ class Freezing:
             record = Record(pod.uid, pod.namespace, pod.name, container.name, container.id, container.pid, way)
             # One of each state: a file holds the way to undo one.
             entry = self._journal.entry(record, "" if state == FROZEN else ".throttled")
-            target = ward.targets[container.id, state] = Target(record, freezer, entry, state)
+            target = Target(record, freezer, entry, state, ward.lock(container.id))
+            ward.targets[container.id, state] = target
         return target
 
     def _bind(self, ward: Ward, lease: Holder | None) -> None:
-        ward.claimed = True
         if ward.lease is not lease:
             if ward.lease is not None and (held := self._leases.get(ward.lease)) is not None:
                 held.discard(ward.uid)
@@ -335,21 +370,16 @@ class Freezing:
         if lease is not None:
             self._leases.setdefault(lease, set()).add(ward.uid)
 
-    @staticmethod
-    def _check(ward: Ward, epoch: int) -> None:
-        if ward.epoch != epoch:
-            raise Overtaken
-
     async def _settle(self, ward: Ward, epoch: int, targets: list[Target]) -> None:
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + self._patience, _FIRST_LOOK
         while True:
             await asyncio.sleep(pause)
-            self._check(ward, epoch)
+            ward.check(epoch)
             still = True
             for target in targets:
                 still = await target.stands_still(self._pool) and still
-                self._check(ward, epoch)
+                ward.check(epoch)
             if still:
                 return
             if loop.time() > deadline:
@@ -360,58 +390,62 @@ class Freezing:
                 )
             pause = min(pause * 2, _LAST_LOOK)
 
-    async def _undo(self, ward: Ward, why: str) -> list[FreezeError]:
-        """Thaw what is frozen of a pod; whatever is under way is overtaken. Returns what went wrong."""
-        ward.epoch += 1
-        ward.claimed = True
+    async def _undo(self, ward: Ward, epoch: int, why: str) -> list[FreezeError]:
+        """Thaw what was frozen of a pod up to this epoch. Returns what went wrong."""
         troubles = []
-        for target in list(ward.targets.values()):
-            if target.frozen:
-                try:
-                    await self._let_run(ward, target, why)
-                except FreezeError as error:
-                    troubles.append(error)
-        if why != LEASE and ward.lease is not None and not troubles:
+        for target in ward.held():
+            try:
+                await self._let_run(ward, target, epoch, why)
+            except FreezeError as error:
+                troubles.append(error)
+        # A newer order has a lease of its own.
+        if ward.epoch == epoch and why != LEASE and ward.lease is not None and not troubles:
             if (held := self._leases.get(ward.lease)) is not None:
                 held.discard(ward.uid)
             ward.lease = None
         return troubles
 
-    async def _let_run(self, ward: Ward, target: Target, why: str) -> None:
+    async def _let_run(self, ward: Ward, target: Target, epoch: int, why: str) -> None:
         try:
-            await target.thaw(self._pool)
+            if await target.thaw(epoch, self._pool):
+                self._observe.thawed(why)
         except Gone:
             self._strike(ward, target)
         except FreezeError as error:
             self._observe.failed("thaw", error)
             if (before := self._retries.get(target)) is not None:
                 before.cancel()
-            self._retries[target] = asyncio.get_running_loop().create_task(self._retry(ward, target, ward.epoch, why))
+            retry = asyncio.get_running_loop().create_task(self._retry(ward, target, epoch, why))
+            self._retries[target] = retry
+            retry.add_done_callback(lambda done: self._retried(target, done))
             raise
-        self._observe.thawed(why)
 
     async def _retry(self, ward: Ward, target: Target, epoch: int, why: str) -> None:
-        """Rule 6; until then, or until a newer order has come for it."""
+        """Rule 6; until then, or until a newer order wants it frozen."""
         pause = _FIRST_RETRY
-        while target.frozen and ward.epoch == epoch:
+        while target.frozen and target.since <= epoch:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LAST_RETRY)
-            if not target.frozen or ward.epoch != epoch:
-                return
             try:
-                await target.thaw(self._pool)
+                if await target.thaw(epoch, self._pool):
+                    self._observe.thawed(why)
             except Gone:
                 self._strike(ward, target)
             except FreezeError as error:
                 self._observe.failed("thaw", error)
-            else:
-                self._observe.thawed(why)
+
+    def _retried(self, target: Target, done: asyncio.Task[None]) -> None:
+        if self._retries.get(target) is done:
+            del self._retries[target]
 
     @staticmethod
     def _strike(ward: Ward, target: Target) -> None:
         """The container is no more."""
         target.frozen = False
-        if ward.targets.pop((target.record.id, target.state), None) is target:
+        key = target.record.id, target.state
+        if ward.targets.get(key) is target:
+            del ward.targets[key]
+            ward.locks.pop(target.record.id, None)
             target.entry.close(remove=True)
             target.freezer.close()
 
@@ -433,7 +467,7 @@ class Freezing:
             return True
         if target.frozen and processes.asked_to_end(target.record.pid):
             _log.info("a container is asked to end, and is thawed", extra={"facts": _names(target)})
-            self._soon(self._undo(ward, ENDING))
+            self._soon(self._undo(ward, ward.overtake(), ENDING))
         return True
 
     async def _look_again(self, ward: Ward, target: Target, epoch: int) -> None:
@@ -442,7 +476,7 @@ class Freezing:
             if ward.epoch == epoch and target.frozen and not target.freezer.still():
                 _log.warning("a container was thawed by somebody else", extra={"facts": _names(target)})
                 self._observe.meddled()
-                await self._undo(ward, UNDONE)
+                await self._undo(ward, ward.overtake(), UNDONE)
 
     def _soon(self, work: Coroutine[Any, Any, object]) -> None:
         async def carried_out() -> None:
