@@ -65,8 +65,6 @@ RATE = 2000
 """Transitions a second."""
 LIFETIME = 3600
 """Seconds for which tokens are good."""
-LOADS = {"pods": (1000, 1), "fours": (250, 4)}
-"""How a thousand containers are shared out: so many pods, with so many containers each."""
 
 
 # What the daemon needs beside it.
@@ -252,47 +250,50 @@ def _versions() -> dict[str, str]:
 # A thousand containers.
 
 
-def _named(members: list[list[Member]], pods: int, each: int) -> list[Json]:
-    """The same containers, shared out as so many pods."""
-    everyone = list(itertools.chain.from_iterable(members))
-    shares = [everyone[begin * each : (begin + 1) * each] for begin in range(pods)]
-    return [
-        {
-            "uid": str(uuid.uuid4()),
-            "namespace": "default",
-            "name": f"pod-{number}",
-            "containers": [
-                {"id": member.id, "name": f"container-{place}", "pid": member.pid} for place, member in enumerate(share)
-            ],
-        }
-        for number, share in enumerate(shares)
-    ]
+class Shares:
+    """How containers are shared out among pods; the last ``idle`` of each pod are ``queue-proxy``, and never frozen."""
+
+    def __init__(self, words: str, pods: list[list[Member]], idle: int = 0) -> None:
+        self.words = words
+        self.each = len(pods[0]) - idle
+        self.frozen = [pod[: self.each] for pod in pods]
+        self.pods: list[Json] = [
+            {
+                "uid": str(uuid.uuid4()),
+                "namespace": "default",
+                "name": f"pod-{number}",
+                "containers": [
+                    {"id": member.id, "name": self._name(place), "pid": member.pid} for place, member in enumerate(pod)
+                ],
+            }
+            for number, pod in enumerate(pods)
+        ]
+
+    def _name(self, place: int) -> str:
+        return f"container-{place}" if place < self.each else "queue-proxy"
 
 
 def _load(
-    folder: Path, api: Api, members: list[list[Member]], shape: tuple[int, int], seconds: float, tell: Tell
+    folder: Path, api: Api, shares: Shares, rate: float, seconds: float, tell: Tell, environment: Sequence[str] = ()
 ) -> Json:
-    pods, each = shape
-    words = f"{pods} pods of {each}"
-    named = _named(members, pods, each)
-    everyone = list(itertools.chain.from_iterable(members))
+    """So many requests a second to these pods. ``environment``: what ``env`` is told for the daemon."""
+    words, each, many = shares.words, shares.each, len(shares.pods)
     folder.mkdir()
     socket = folder / "cri.sock"
     tell(f"daemon: {words}, tokens")
     with contextlib.ExitStack() as stack:
-        stand_in = stack.enter_context(
-            helper("bench.cri_stand_in", folder, {"socket": str(socket), "pods": named}, LOAD_CORE)
-        )
+        runtime = {"socket": str(socket), "pods": shares.pods}
+        stand_in = stack.enter_context(helper("bench.cri_stand_in", folder, runtime, LOAD_CORE))
         stand_in.hear(20)
-        one_core = ("taskset", "--cpu-list", str(PROXY_CORE))
-        daemon = stack.enter_context(_daemon(folder / "daemon", api, socket, prefix=one_core))
+        prefix = ("env", *environment, "taskset", "--cpu-list", str(PROXY_CORE))
+        daemon = stack.enter_context(_daemon(folder / "daemon", api, socket, prefix=prefix))
         fresh = _memory(daemon)
-        tokens = [api.token(pod["uid"], pod["name"]) for pod in named]
-        spec = {"port": daemon.port, "tokens": tokens, "rate": RATE / each, "seconds": seconds}
+        tokens = [api.token(pod["uid"], pod["name"]) for pod in shares.pods]
+        spec = {"port": daemon.port, "tokens": tokens, "rate": rate, "seconds": seconds}
         client = stack.enter_context(helper("bench.transitions", folder, spec, LOAD_CORE))
         for said in client.until("ready", 30):
             if "known" in said:
-                tell(f"daemon: {words}, {said['known']:,} of {pods:,} known")
+                tell(f"daemon: {words}, {said['known']:,} of {many:,} known")
         before = cpu_ns(daemon.pid)
         began = time.monotonic()
         client.go()
@@ -300,18 +301,24 @@ def _load(
             if "second" in said:
                 tell(f"daemon: {words}, {said['second']} of {seconds:g} s")
         spent, lasted = cpu_ns(daemon.pid) - before, time.monotonic() - began
-        # The last is read now: what the kernel says of each must be what its pod was told.
-        differ = sum(member.frozen() != said["frozen"][place // each] for place, member in enumerate(everyone))
+        # What the kernel says of each must be what its pod was told.
+        differ = sum(
+            member.frozen() != frozen
+            for pod, frozen in zip(shares.frozen, said["frozen"], strict=True)
+            for member in pod
+        )
         daemon.ask("/metrics")
         memory, known = _memory(daemon), daemon.metric("freeze_proxy_pods")
         held = daemon.metric("freeze_proxy_leases")
         client.leave(10)
         left = time.monotonic()
+        everyone = list(itertools.chain.from_iterable(shares.frozen))
         wait_until(lambda: not any(member.frozen() for member in everyone), 20, "all to run without their leases")
         released = time.monotonic() - left
     freezes, thaws = said["freeze_us"], said["thaw_us"]
     return {
-        "pods": pods,
+        "words": words,
+        "pods": many,
         "each": each,
         "seconds": said["seconds"],
         "transitions_s": said["sent"] * each / said["seconds"],
@@ -337,19 +344,38 @@ def _memory(daemon: Daemon) -> Json:
     return {"daemon": memory_kib(daemon.pid), "supervisor": memory_kib(daemon.supervisor)}
 
 
+def _loads(folder: Path, api: Api, quick: bool, tell: Tell) -> Json:
+    results: Json = {"loads": {}, "memory": {}}
+    with crowd(250, 4) as members:
+        singles = [[member] for pod in members for member in pod]
+        loads = {
+            "pods": (Shares("1,000 pods of one container", singles), 4 if quick else 60),
+            "fours": (Shares("250 pods of four", members), 2 if quick else 15),
+        }
+        for name, (shares, seconds) in loads.items():
+            results["loads"][name] = _load(folder / name, api, shares, RATE / shares.each, seconds, tell)
+        # As an image would have it, all bytecode is there; but this benchmark leaves none where others look for it.
+        compiled = ("--unset=PYTHONDONTWRITEBYTECODE", f"PYTHONPYCACHEPREFIX={folder}/bytecode")
+        for level in (0, 2):
+            words = f"250 pods of a Knative service{', python -OO' if level else ''}"
+            environment = (*compiled, f"PYTHONOPTIMIZE={level or ''}")
+            for number, some in enumerate((members[:2], members)):
+                shares = Shares(words, [pod[:2] for pod in some], idle=1)
+                result = _load(folder / f"memory-{level}-{number}", api, shares, 500, 2, tell, environment)
+            results["memory"]["optimised" if level else "plain"] = result
+    return results
+
+
 # All of it.
 
 
 def run(quick: bool, tell: Tell) -> Json:
     """Measure; what this machine does not have stands under ``missing``, with a sentence."""
-    results: Json = {"rate": RATE, "missing": {}, "loads": {}}
+    results: Json = {"rate": RATE, "missing": {}}
     with own_folder() as folder, on_cores(LOAD_CORE, PROXY_CORE), _api(folder) as api:
-        with _if_there("ways", results):
-            results |= _ways(folder, api, quick, tell)
-        seconds = {"pods": 4.0, "fours": 2.0} if quick else {"pods": 60.0, "fours": 15.0}
-        with _if_there("loads", results), crowd(250, 4) as members:
-            for name, shape in LOADS.items():
-                results["loads"][name] = _load(folder / name, api, members, shape, seconds[name], tell)
+        for name, part in (("ways", _ways), ("loads", _loads)):
+            with _if_there(name, results):
+                results |= part(folder, api, quick, tell)
     return results
 
 

@@ -108,9 +108,12 @@ def _daemon_goals(daemon: Results) -> list[Goal]:
             f"{one['cpu_share'] * 100:.0f} % of the core"
         )
         load.met = (one["all"]["p99"] <= 5000 and not wrong) if whole or wrong else None
-    if "fours" in daemon.get("loads", {}):
-        mib = daemon["loads"]["fours"]["memory_kib"]["after"]["daemon"]["Rss"] / 1024
-        memory.measured, memory.met = f"{mib:.1f} MiB", mib <= 45
+    if "memory" in daemon:
+        plain, optimised = (
+            daemon["memory"][how]["memory_kib"]["after"]["daemon"]["Rss"] / 1024 for how in ("plain", "optimised")
+        )
+        memory.measured = f"{plain:.1f} MiB ({optimised:.1f} with python -OO)"
+        memory.met = plain <= 45
     return [median, tail, ratio, load, memory, first]
 
 
@@ -317,7 +320,7 @@ def _daemon(daemon: Results) -> str:
     parts += [f"Not everything was measured: {why}\n" for why in daemon["missing"].values()]
     if "ways" in daemon:
         parts += _pausing(daemon)
-    if daemon["loads"]:
+    if "loads" in daemon:
         parts += _thousand(daemon)
     return "\n".join(parts)
 
@@ -386,7 +389,7 @@ def _thousand(daemon: Results) -> list[str]:
     ]
     rows = [
         [
-            f"{load['pods']:,} pods of {load['each']}, {load['seconds']:.0f} s",
+            f"{load['words']}, {load['seconds']:.0f} s",
             f"{load['transitions_s']:,.0f}",
             *(f"{_us(load[which]['p50'])} / {_us(load[which]['p99'])}" for which in ("freeze", "thaw")),
             f"{_us(load['all']['p99.9'])} / {_us(load['all']['max'])}",
@@ -410,14 +413,19 @@ def _thousand(daemon: Results) -> list[str]:
     ]
     parts.append(_table(heads, rows) + "\n")
     rows = []
-    for load in loads.values():
-        for when, words in (("fresh", "started"), ("after", "all known, after the load")):
+    for load in (*daemon["memory"].values(), *loads.values()):
+        for when, words in (("fresh", "none known"), ("after", "all known, after the load")):
             memory = load["memory_kib"][when]
             cells = [f"{memory[who][kind] / 1024:.1f}" for who in ("daemon", "supervisor") for kind in ("Rss", "Pss")]
-            rows.append([f"{load['pods']:,} pods of {load['each']}, {words}", *cells])
+            rows.append([f"{load['words']}, {words}", *cells])
     heads = ["MiB", "daemon, RSS", "PSS", "supervisor, RSS", "PSS"]
     parts.append(_table(heads, rows) + "\n")
-    parts.append("The supervisor is forked from the daemon and shares most of its memory with it, so PSS adds up.\n")
+    parts.append(
+        "Memory was measured while all connections were open and half of the pods frozen, after a scrape of the "
+        "metrics. A pod of a Knative service has a container that is frozen and its queue-proxy; it was under 500 "
+        "transitions a second for two seconds. `-OO` leaves out what is in memory for people, the docstrings, and "
+        "assertions.\n"
+    )
     return parts
 
 
