@@ -175,6 +175,7 @@ class Freezing:
         self._leases: dict[Holder, set[str]] = {}
         self._retries: dict[Target, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._doubts: set[asyncio.Task[None]] = set()
         self._closing = False
 
     # What pods ask for.
@@ -312,7 +313,7 @@ class Freezing:
     async def close(self, why: str = SHUTDOWN) -> None:
         """Thaw everything, and freeze nothing from now on."""
         self._closing = True
-        for task in list(self._retries.values()):
+        for task in [*self._retries.values(), *self._doubts]:
             task.cancel()
         for ward in list(self._wards.values()):
             await self._undo(ward, ward.overtake(), why)
@@ -457,7 +458,7 @@ class Freezing:
                     return False
                 # While a freeze is under way it is not expected to stand still.
                 if target.frozen and not target.freezer.still():
-                    self._soon(self._look_again(ward, target, ward.epoch))
+                    self._soon(self._look_again(ward, target, ward.epoch), self._doubts)
             elif processes.stat(target.record.pid) is None:
                 return False
         except Gone:
@@ -478,13 +479,14 @@ class Freezing:
                 self._observe.meddled()
                 await self._undo(ward, ward.overtake(), UNDONE)
 
-    def _soon(self, work: Coroutine[Any, Any, object]) -> None:
+    def _soon(self, work: Coroutine[Any, Any, object], among: set[asyncio.Task[None]] | None = None) -> None:
         async def carried_out() -> None:
             await work
 
+        tasks = self._tasks if among is None else among
         task = asyncio.get_running_loop().create_task(carried_out())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
 
 def _facts(target: Target, state: str) -> dict[str, str]:
