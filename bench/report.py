@@ -358,9 +358,9 @@ def _pausing(daemon: Results) -> list[str]:
         heads = [f"{_PAUSING[when]}", "times", "pause", "resume", "resume beside the daemon's"]
         parts.append(_table(heads, rows) + "\n")
     parts.append(
-        "Whether anything else is frozen matters on cgroup v1: there the kernel rewrites its own code, and stops all "
-        "cores for it, when the first cgroup of the machine is frozen and when the last one is thawed. A node on which "
-        "freeze-proxy is of use has others frozen.\n"
+        "Whether anything else is frozen matters on cgroup v1: there the kernel rewrites its own code, and interrupts "
+        "all cores for it, when the first cgroup of the machine is frozen and when the last one is thawed. A node on "
+        "which freeze-proxy is of use has others frozen.\n"
     )
     parts.append(
         "The daemon's freeze takes longer than the write since it looks again only after a millisecond whether all "
