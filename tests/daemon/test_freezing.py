@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from freeze_proxy.daemon import freezing as module
-from freeze_proxy.daemon.freezing import Freezing, Overtaken, TooSlow
+from freeze_proxy.daemon.freezing import Freezing, Overtaken, Stuck, TooSlow
 from freeze_proxy.daemon.journal import Journal
 from freeze_proxy.daemon.pods import Container, Pod
 from freeze_proxy.freezers import FreezeError, Freezer, Gone, processes
@@ -269,6 +269,19 @@ def test_a_thaw_that_fails_is_tried_until_it_succeeds(play: Callable[[Scene], No
         with pytest.raises(FreezeError, match="Not now"):
             await stage.thaw()
         assert stage.frozen() == stage.written() == ["one"]
+        stage.one.fails.clear()
+        await until(lambda: not stage.frozen())
+
+    play(scene)
+
+
+def test_a_freeze_that_can_neither_be_done_nor_undone_says_so(play: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.one.fails["thaw"] = FreezeError("Not now.")
+        stage.two.fails["freeze"] = FreezeError("It cannot.")
+        with pytest.raises(Stuck, match=r"It cannot\. And it cannot be undone yet: Not now\."):
+            await stage.freeze()
+        assert "one" in stage.frozen()
         stage.one.fails.clear()
         await until(lambda: not stage.frozen())
 

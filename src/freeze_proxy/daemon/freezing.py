@@ -55,6 +55,10 @@ class TooSlow(FreezeError):
     """It did not stand still in time; it runs again."""
 
 
+class Stuck(FreezeError):
+    """A freeze has failed, and so has the thaw that was to undo it, which is tried again."""
+
+
 class Holder(Protocol):
     """What a lease is bound to: a connection."""
 
@@ -185,7 +189,7 @@ class Freezing:
     ) -> list[dict[str, str]]:
         """Freeze these and no others of the pod; returns name, id and state of each.
 
-        Raises ``Overtaken``, ``TooSlow`` and other ``FreezeError``; then all of them run.
+        Raises ``Overtaken``, ``TooSlow`` and other ``FreezeError``; then all of them run, but for ``Stuck``.
         """
         ward = self._ward(pod.uid)
         if number < ward.newest or self._closing or (lease is not None and lease.closed):
@@ -210,8 +214,8 @@ class Freezing:
         except Exception as error:
             if isinstance(error, FreezeError):
                 self._observe.failed("freeze", error)
-            if ward.epoch == epoch:
-                await self._undo(ward, ward.overtake(), UNDONE)
+            if ward.epoch == epoch and (troubles := await self._undo(ward, ward.overtake(), UNDONE)):
+                raise Stuck(f"{error} And it cannot be undone yet: {troubles[0]}") from error
             raise
         return [_facts(target, target.state) for target in wanted]
 

@@ -25,7 +25,7 @@ from freeze_proxy.control.messages import (
     TOKEN,
 )
 from freeze_proxy.control.server import Answer, Connection, Request, answer, error
-from freeze_proxy.daemon.freezing import Freezing, Overtaken, TooSlow
+from freeze_proxy.daemon.freezing import Freezing, Overtaken, Stuck, TooSlow
 from freeze_proxy.daemon.identity import Caller, Identities, Refused, Unreachable, claimed_pod
 from freeze_proxy.daemon.metrics import Metrics
 from freeze_proxy.daemon.pods import Container, NoContainer, NoPod, Pod, Pods, RuntimeAway
@@ -143,7 +143,7 @@ class Service:
             raise _Wrong(503, str(reason), _LATER) from reason
         except Overtaken:
             raise _Wrong(409, "A newer order has come, or the connection was closed; nothing was frozen.") from None
-        except TooSlow as reason:
+        except (TooSlow, Stuck) as reason:
             raise _Wrong(504, str(reason)) from reason
         except FreezeError as reason:
             raise _Wrong(503, str(reason), _LATER) from reason
