@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tests.support.api_server import ApiServer
@@ -24,13 +24,16 @@ class Node:
         self._daemons: list[Daemon] = []
         self._tokens: list[str] = []
 
-    def daemon(self, *options: str, name: str = "daemon", runtime_socket: Path | str = "") -> Daemon:
+    def daemon(
+        self, *options: str, name: str = "daemon", runtime_socket: Path | str = "", prefix: Iterable[str] = ()
+    ) -> Daemon:
         """One for this node, to be used in a ``with``."""
         made = Daemon(
             self.folder / name,
             self.api_server.kubeconfig(),
             runtime_socket or self.containerd.socket,
             *("--node-name", NAME, *options),
+            prefix=prefix,
         )
         self._daemons.append(made)
         return made
