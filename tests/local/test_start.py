@@ -284,7 +284,10 @@ def test_a_report_that_cannot_be_written_in_the_end(proxies: Proxies) -> None:
         (["run", "--ready-path", "health z", "--", "true"], "is not a path"),
         (["run", "--mode", "sleep", "--", "true"], "--mode"),
         (["attach", "--target", "127.0.0.1:1"], "one of --pid, --cgroup, --docker and --containerd"),
-        (["attach", "--target", "127.0.0.1:1", "--pid", "2", "--cgroup", "/x"], "one of --pid, --cgroup, --docker and --containerd"),
+        (
+            ["attach", "--target", "127.0.0.1:1", "--pid", "2", "--cgroup", "/x"],
+            "one of --pid, --cgroup, --docker and --containerd",
+        ),
         (["attach", "--pid", "2"], "--target"),
     ],
 )
