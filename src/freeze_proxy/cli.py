@@ -116,7 +116,10 @@ def main() -> None:
     """Keep servers warm without letting them burn CPU between requests."""
 
 
-@main.command(context_settings={"allow_interspersed_args": False})
+@main.command(
+    context_settings={"allow_interspersed_args": False},
+    short_help="Start a server, and freeze it while no request is in flight.",
+)
 @_common(*_KINDS)
 @click.option("--port", type=click.IntRange(1, 65535), help="Where the server will listen; by default a free port.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -357,7 +360,7 @@ def daemon(exclude: tuple[str, ...], **given: Any) -> None:
     sys.exit(daemon.run(_given_settings(exclude, given)))
 
 
-@main.command(context_settings=_DAEMON)
+@main.command(context_settings=_DAEMON, short_help="Check whether a daemon will work on this node.")
 @_daemon_settings
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(exclude: tuple[str, ...], as_json: bool, **given: Any) -> None:
