@@ -8,6 +8,9 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+# Tests fork, and gRPC's own handlers for that end the child where another thread of gRPC's is at work.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 _FACTOR = float(os.environ.get("HYPOTHESIS_FACTOR", "1"))
 
 settings.register_profile(

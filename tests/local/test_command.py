@@ -54,7 +54,7 @@ for field in "Umask Uid Gid Groups SigBlk SigIgn CapEff CapBnd NoNewPrivs Seccom
     print(re.search(f"^{field}:.*", status, re.M).group())
 for name in "limits", "oom_score_adj", "timerslack_ns", "coredump_filter":
     print(open(f"/proc/self/{name}").read())
-for number in range(3, 30):
+for number in range(3, 256):
     if os.path.exists(f"/proc/self/fd/{number}"):
         print(number, os.readlink(f"/proc/self/fd/{number}"))
 for entry in sorted(open("/proc/self/environ", "rb").read().split(b"\\0")):

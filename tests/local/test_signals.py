@@ -70,7 +70,7 @@ def test_a_server_that_takes_its_time_to_end_is_waited_for(proxies: Proxies, tmp
     command = ["sh", "-c", f"trap 'sleep 1; kill -9 $child; exit 5' TERM; {' '.join(SERVER)} & child=$!; wait; wait"]
     proxy = proxies.run(command=command)
     assert proxy.start
-    proxy.await_frozen()
+    proxy.event("frozen")
     began = time.monotonic()
     proxy.signal(signal.SIGTERM)
     assert proxy.get() == b"/"
