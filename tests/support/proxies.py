@@ -173,7 +173,8 @@ class Proxy:
         return bool(states) and all(state in ("T", "") for state in states)
 
     def await_frozen(self) -> None:
-        until(self.frozen, "it is frozen")
+        """Until the kernel says so, and the proxy, which looks a moment later."""
+        until(lambda: self.frozen() and len(self.events("frozen")) > len(self.events("thawed")), "it is frozen")
 
     def await_thawed(self, within: float = 1.0) -> None:
         until(lambda: not self.frozen(), "it is thawed", within, every=0.001)
