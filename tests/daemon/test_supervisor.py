@@ -128,3 +128,19 @@ def test_the_daemon_sees_that_it_is_alone(tmp_path: Path, freezer: Freezer) -> N
     supervised.process.kill()
     _, out, _ = supervised.end()
     assert out == "alone\n"
+
+
+AGAIN = """
+import sys
+from freeze_proxy.daemon import supervisor
+supervisor._AGAIN = (0.01, 0.01, 0.01)
+answers = [(1, ["Not now."]), (0, ["Not now."]), (2, [])]
+supervisor.thaw_all = lambda path: answers.pop(0)
+sys.exit(supervisor.supervise(lambda line: 7, sys.argv[1], "info"))
+"""
+
+
+def test_what_cannot_be_thawed_at_once_is_tried_again(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", AGAIN, str(tmp_path)], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 7
+    assert '"thawed": 3, "troubles": []' in done.stderr

@@ -107,7 +107,11 @@ class Daemon:
         self._control.stop_listening()
         frozen = self._freezing.frozen()
         await self._freezing.close()
-        _log.info("the daemon ends; everything is thawed", extra={"facts": {"thawed": frozen}})
+        left = self._freezing.frozen()
+        if left:
+            _log.error("the daemon ends, and its supervisor has to thaw what is left", extra={"facts": {"left": left}})
+        else:
+            _log.info("the daemon ends; everything is thawed", extra={"facts": {"thawed": frozen}})
         if self._control.connections:
             await asyncio.sleep(_LAST_ANSWERS)
         for task in work:

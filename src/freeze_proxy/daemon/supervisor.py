@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import signal
+import time
 from collections.abc import Callable
 
 from freeze_proxy.daemon import logs
@@ -18,6 +19,8 @@ from freeze_proxy.daemon.journal import thaw_all
 PULSE_EVERY = 1.0
 _FIRST_PULSE, _NO_PULSE = 60.0, 10.0
 """Seconds without a sign of life after which a daemon that is starting, or has started, is taken to hang."""
+_AGAIN = (0.1, 0.3, 1.0, 3.0)
+"""Seconds before each further try to thaw what could not be thawed; after the last one it is left to the next start."""
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _log = logging.getLogger(__name__)
@@ -76,6 +79,12 @@ def supervise(serve: Callable[[Line], int], state_dir: str, level: str) -> int:
         signal.signal(number, signal.SIG_IGN)
     code = os.waitstatus_to_exitcode(status)
     thawed, troubles = thaw_all(state_dir)
+    for pause in _AGAIN:
+        if not troubles:
+            break
+        time.sleep(pause)  # a runtime may be on its way back
+        more, troubles = thaw_all(state_dir)
+        thawed += more
     if hung or code < 0 or thawed or troubles:
         how = "hung, and was killed" if hung else f"ended by signal {-code}" if code < 0 else f"ended with {code}"
         facts = {"how": how, "thawed": thawed, "troubles": troubles}
