@@ -89,7 +89,7 @@ class Connection:
 class Fake(Freezer):
     """``fails``: how often each call will, before it succeeds; ``stands``: whether a freeze takes hold.
 
-    ``held``: whether one always has.
+    ``held``: whether one always has since it was last asked for.
     """
 
     kind = "fake"
@@ -201,6 +201,8 @@ class FreezingMachine(RuleBasedStateMachine):
                 self.highest = number
                 self.newest = order
                 self.latest = asyncio.current_task()
+                for name in names:
+                    self.fakes[name].held = self.fakes[name].stands
             chosen = [self.containers[name] for name in names]
             try:
                 states = await self.freezing.freeze(self.pod, chosen, "freeze", number, lease)
@@ -315,7 +317,7 @@ class FreezingMachine(RuleBasedStateMachine):
         assert len(self.tasks) == 1, "Something still waits."
         there = {name for name, fake in self.fakes.items() if fake.there}
         wanted = set(self.newest.names) & there if self.newest is not None else set()
-        if self.newest is not None and not all(self.fakes[name].stands for name in wanted):
+        if self.newest is not None and not all(self.fakes[name].held for name in wanted):
             # It was given up for not standing still, or was thawed by somebody else, as it seems.
             wanted &= self._frozen()
         assert self._frozen() == wanted
