@@ -14,7 +14,8 @@ The rules it keeps:
 
 1. Bytes may pass (``open``) in AWAKE and in no other state, and AWAKE means: the last order that could have stopped
    the target has failed or has been undone, and the answer to that has arrived.
-2. A freeze is ordered only while no exchange is in flight, only after ``ready``, never after ``disarm``.
+2. A freeze is ordered only while no exchange is in flight and nothing is pinned, only after ``ready`` and not after
+   ``unready``, never after ``disarm``.
 3. An exchange that begins in any state but AWAKE leads to a thaw at once; those that begin meanwhile wait together
    and go together.
 4. Every order has a ticket of its own, and an answer counts only if it bears the ticket of the newest order: an
@@ -104,6 +105,8 @@ class Gate:
         "_first_thaw",
         "_freeze_pause",
         "_not_before",
+        "_pins",
+        "_quiet_until",
         "_refuse_at",
         "_retry_at",
         "_retry_pause",
@@ -127,6 +130,8 @@ class Gate:
         self._ticket = 0
         self._first_thaw = 0  # the first order since which nothing but thaws was ordered
         self._not_before = 0.0
+        self._quiet_until = 0.0  # the end of the grace
+        self._pins = 0
         self._freeze_pause = FIRST_PAUSE
         self._retry_at = FOREVER
         self._retry_pause = FIRST_RETRY
@@ -166,6 +171,25 @@ class Gate:
             self._armed = True
             if self.open and not self.in_flight:
                 self._plan_freeze(now + self._settings.grace)
+
+    def unready(self, now: float) -> Order | None:
+        """The server does not answer as it should: it is not to be frozen until it is ``ready`` again."""
+        self._armed = False
+        if self.open:
+            self.deadline = FOREVER
+        return self.wake(now)
+
+    def pin(self) -> None:
+        """Something is under way that is no exchange, and that a freeze is to wait for; the grace runs on."""
+        self._pins += 1
+        if self.open:
+            self.deadline = FOREVER
+
+    def unpin(self, now: float) -> None:
+        """It is over."""
+        self._pins -= 1
+        if self.open and self._armed and not self.in_flight:
+            self._plan_freeze(max(self._quiet_until, now))
 
     def disarm(self, now: float) -> Order | None:
         """Thaw, and never freeze again. A ``ready`` after this has no effect."""
@@ -271,7 +295,8 @@ class Gate:
             self._plan_freeze(now + quiet)
 
     def _plan_freeze(self, at: float) -> None:
-        self.deadline = max(at, self._not_before)
+        self._quiet_until = at
+        self.deadline = FOREVER if self._pins else max(at, self._not_before)
 
     def _postpone(self, now: float) -> None:
         self._not_before = now + self._freeze_pause

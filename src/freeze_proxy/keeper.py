@@ -115,6 +115,19 @@ class Keeper(Tally):
         self.gate.ready(self._loop.now)
         self._set_alarm()
 
+    def unready(self) -> None:
+        """The server does not answer as it should: it stays awake until it is ``ready`` again."""
+        self._carry_out(self.gate.unready(self._loop.now))
+
+    def pin(self) -> None:
+        """Begin no freeze until ``unpin``, for something that is no exchange and does not renew the grace."""
+        self.gate.pin()
+
+    def unpin(self) -> None:
+        """It is over."""
+        self.gate.unpin(self._loop.now)
+        self._set_alarm()
+
     def disarm(self) -> None:
         """Thaw, and freeze no more."""
         self._carry_out(self.gate.disarm(self._loop.now))

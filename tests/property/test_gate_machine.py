@@ -59,6 +59,8 @@ class World(RuleBasedStateMachine):
         self.breath = False
         self.not_before = 0.0
         self.pause = FIRST_PAUSE
+        self.pins = 0
+        self.unpinned = 0.0
         if ready:
             self.the_server_is_ready()
 
@@ -82,6 +84,7 @@ class World(RuleBasedStateMachine):
         if order.kind == FREEZE:
             assert self.gate.in_flight == 0, "a freeze with an exchange in flight"
             assert self.armed, "a freeze before the server was ready"
+            assert not self.pins, "a freeze while something is pinned"
             assert not self.disarmed
             assert self.settings.mode != "off"
             assert self.calm_since is not None
@@ -157,6 +160,28 @@ class World(RuleBasedStateMachine):
             self.calm_since = max(self.calm_since or self.now, self.now)
             self.calm_needed = self.settings.grace
         self.gate.ready(self.now)
+
+    @rule(really=st.integers(0, 5))
+    def the_server_is_not_well(self, really: int) -> None:
+        if really != 3:
+            return
+        before = self.gate.state
+        self.armed = False
+        self.take(self.gate.unready(self.now))
+        assert self.gate.state in (AWAKE, THAWING)
+        assert (before == AWAKE) == (self.gate.state == AWAKE)
+
+    @rule()
+    def a_probe_begins(self) -> None:
+        self.pins += 1
+        self.gate.pin()
+
+    @precondition(lambda self: self.pins)
+    @rule()
+    def a_probe_ends(self) -> None:
+        self.pins -= 1
+        self.unpinned = self.now
+        self.gate.unpin(self.now)
 
     @rule(really=st.integers(0, 20))
     def disarm(self, really: int) -> None:
@@ -321,16 +346,18 @@ class World(RuleBasedStateMachine):
         elif gate.state == FROZEN:
             assert (gate.deadline < FOREVER) == (self.settings.breathe is not None)
             assert not self.disarmed
-        elif gate.in_flight or not self.armed or self.settings.mode == "off":
+        elif gate.in_flight or self.pins or not self.armed or self.settings.mode == "off":
             assert gate.deadline == FOREVER
         else:
             assert self.calm_since is not None
-            assert gate.deadline == max(self.calm_since + self.calm_needed, self.not_before)
+            assert gate.deadline == max(self.calm_since + self.calm_needed, self.not_before, self.unpinned)
 
     def teardown(self) -> None:
         """From here on thaws succeed, though slowly. Whatever has been: it ends awake, and it freezes again."""
         if not hasattr(self, "gate"):
             return
+        while self.pins:
+            self.a_probe_ends()
         slow = 2.5 * max(self.settings.thaw_timeout, FIRST_RETRY)
         self.an_exchange_begins()
         coming = [(self.now + slow, order) for order in self.orders[-1:]]  # which replaces all before it

@@ -1,0 +1,1 @@
+"""``freeze-proxy sidecar``: what stands in a pod between queue-proxy and the user container."""
