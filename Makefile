@@ -9,7 +9,7 @@ ARGS :=
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo picture test check format bench setup system clean
+.PHONY: help demo picture test check format bench image setup system clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ format: $(VENV)/.stamp-dev ## Format, and repair what lint can repair
 
 bench: $(VENV)/.stamp-dev system ## Measure against nginx, HAProxy and a Go proxy
 	$(PYTHON) -m bench $(ARGS)
+
+image: $(VENV)/.stamp-venv ## Build the container images, with the docker that runs here
+	@scripts/image $(ARGS)
 
 picture: $(VENV)/.stamp-picture ## Run the demo, draw its picture, write its table into the README
 	$(PYTHON) -m scripts.demo --save docs/images/demo.json
