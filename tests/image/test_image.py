@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -21,8 +22,11 @@ import pytest
 from freeze_proxy import __version__
 from tests.image.bases import ROOT
 from tests.image.conftest import TARGETS, Images
+from tests.support.api_server import ApiServer
 from tests.support.cluster.dockerd import DockerError
+from tests.support.cluster.kubelet import Kubelet
 from tests.support.needs import need_program
+from tests.support.node import Node
 from tests.support.ports import answers, free_port
 from tests.support.wait import until
 
@@ -134,6 +138,41 @@ def test_the_daemons_command_line(images: Images) -> None:
     code, out, error = run(images, "daemon", "doctor", "--json")
     assert (code, error) == (1, "")  # it sees no runtime, and may write no cgroup
     assert json.loads(out)
+
+
+@pytest.fixture
+def node(images: Images, tmp_path: Path) -> Iterator[Node]:
+    """The node that the images' containerd makes."""
+    with ApiServer(tmp_path / "api-server") as server:
+        kubelet = Kubelet(images.dockerd.containerd)
+        try:
+            made = Node(tmp_path, images.dockerd.containerd, kubelet, server)
+            yield made
+            made.check_logs()
+        finally:
+            kubelet.close()
+
+
+def test_the_daemon_freezes_pods_without_any_capability(images: Images, node: Node) -> None:
+    seen = [
+        "/sys/fs/cgroup:/sys/fs/cgroup",
+        *(f"{folder}:{folder}" for folder in (node.folder, node.containerd.folder)),
+    ]
+    words = ["docker", f"--host=unix://{images.dockerd.socket}", "run", "--rm", *CONFINED, "--pid=host"]
+    words += [*(f"--volume={each}" for each in seen), images.name("daemon")]
+    # In the place of this Python, -m and freeze_proxy.
+    prefix = ("sh", "-c", f'shift 3; exec {shlex.join(words)} "$@"', "--")
+    pod, token = node.pod("user-container", "queue-proxy")
+    with node.daemon(prefix=prefix) as daemon:
+        with daemon.control() as control:
+            answer = control.call("/freeze", token)
+            assert answer.status == 200, daemon.log()
+            assert pod["user-container"].frozen
+            pod["queue-proxy"].await_ticks()
+            assert control.call("/thaw", token).status == 200
+            pod["user-container"].await_ticks()
+        assert "freeze_proxy" in daemon.ask("/metrics")[1]
+        assert daemon.end() == 0
 
 
 class Hello(BaseHTTPRequestHandler):
