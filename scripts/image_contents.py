@@ -161,6 +161,11 @@ def wheels(pyproject: Path, out: Path) -> None:
 
 def dependencies(pyproject: Path, wheels: Path, out: Path) -> None:
     """Install what the package depends on: from the folder of wheels if it has any, else from where pip looks."""
+    fetched, here = wheels / "python", f"Python {sys.version_info.major}.{sys.version_info.minor}"
+    if fetched.exists() and not f"{fetched.read_text().strip()}.".startswith(f"{here}."):
+        # pip would only say that it finds no version of something.
+        text = fetched.read_text().strip()
+        sys.exit(f"The wheels are for {text}, and this base has {here}: have them fetched with the same, by --python.")
     local = ["--no-index", f"--find-links={wheels}"] if any(wheels.glob("*.whl")) else ["--no-cache-dir"]
     _pip("install", "--no-compile", "--root-user-action=ignore", f"--target={out}", *local, *_wanted(pyproject))
     shutil.rmtree(out / "bin", ignore_errors=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.image_contents import closure, imported
+from scripts.image_contents import closure, dependencies, imported
 
 SOURCES: list[tuple[str, set[str]]] = [
     ("", set()),
@@ -49,3 +49,10 @@ def test_all_that_is_imported_is_followed(tmp_path: Path) -> None:
     assert others == {"posix", "time"}
     with pytest.raises(FileNotFoundError, match=r"no module p\.d in"):
         closure("p.d", tmp_path)
+
+
+@pytest.mark.parametrize("other", ["Python 3.1", "Python 3.99.1", "Python 33.1.0"])
+def test_wheels_for_another_python_are_refused(tmp_path: Path, other: str) -> None:
+    (tmp_path / "python").write_text(f"{other}\n")
+    with pytest.raises(SystemExit, match=f"The wheels are for {other}, and this base has Python 3"):
+        dependencies(tmp_path / "pyproject.toml", tmp_path, tmp_path / "out")
