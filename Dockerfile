@@ -9,8 +9,8 @@ FROM ${BUILDER} AS builder
 USER 0:0
 WORKDIR /build
 COPY scripts/image_contents.py contents.py
-# The brackets make a pattern of it: there may be no such folder.
-COPY pyproject.toml build/wheel[s] wheels/
+# The brackets make patterns of it: there may be no such folders.
+COPY pyproject.toml buil[d]/wheel[s] wheels/
 RUN ["python3", "contents.py", "dependencies", "wheels/pyproject.toml", "wheels", "daemon"]
 COPY src src
 RUN ["python3", "contents.py", "daemon", "src", "daemon"]
