@@ -1,5 +1,7 @@
 """The command line: one command, subcommands that import their part only when they run."""
 
+import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -334,6 +336,20 @@ def _daemon_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+@main.command(short_help="Stand in a pod between queue-proxy and the user container.")
+def sidecar() -> None:
+    """Relay requests to the user container, and have the node's daemon freeze it while none is in flight.
+
+    It takes no options: FREEZE_PROXY_TARGET, FREEZE_PROXY_DAEMON and the other variables in docs/sidecar.md say all.
+
+    Exit codes: 0 when it has drained · 2 a variable is wrong, and a sentence says which · 125 it cannot listen.
+    """
+    # In an interpreter of its own, with nothing in it but what a sidecar needs: memory counts in every pod.
+    root = str(pathlib.Path(__file__).parent.parent)
+    start = f"import sys; sys.path.insert(0, {root!r}); from freeze_proxy.sidecar.app import main; main()"
+    os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", start])  # noqa: S606 - no shell is wanted
 
 
 _DAEMON: dict[str, Any] = {"auto_envvar_prefix": "FREEZE_PROXY", "max_content_width": 110}

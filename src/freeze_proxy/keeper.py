@@ -73,13 +73,27 @@ class Witness:
 class Keeper(Tally):
     """Counts ``requests`` and keeps ``gate``."""
 
-    __slots__ = ("_alarm", "_driver", "_loop", "_ordered_at", "_waiting_since", "gate", "gated", "requests", "witness")
+    __slots__ = (
+        "_alarm",
+        "_area",
+        "_area_until",
+        "_driver",
+        "_loop",
+        "_ordered_at",
+        "_waiting_since",
+        "gate",
+        "gated",
+        "requests",
+        "witness",
+    )
 
     def __init__(self, loop: Loop, gate: Gate, driver: Driver, witness: Witness) -> None:
         driver.keeper = self
         self._loop = loop
         self._driver = driver
         self._alarm: Timer | None = None
+        self._area = 0.0  # of in flight over time
+        self._area_until = 0.0
         self._ordered_at = 0.0
         self._waiting_since: float | None = None
         self.gate = gate
@@ -92,21 +106,34 @@ class Keeper(Tally):
     def began(self) -> None:
         """An exchange has begun."""
         self.requests += 1
-        order = self.gate.began(self._loop.now)
+        now = self._loop.now
+        self._area += self.gate.in_flight * (now - self._area_until)
+        self._area_until = now
+        order = self.gate.began(now)
         if not self.gate.open:
             self._wait(order)
 
     def held(self) -> None:
         """Something that is no new exchange needs the server awake."""
-        order = self.gate.began(self._loop.now)
+        now = self._loop.now
+        self._area += self.gate.in_flight * (now - self._area_until)
+        self._area_until = now
+        order = self.gate.began(now)
         if not self.gate.open:
             self._wait(order)
 
     def ended(self) -> None:
         """What had begun, or was held, has ended."""
-        self.gate.ended(self._loop.now)
+        now = self._loop.now
+        self._area += self.gate.in_flight * (now - self._area_until)
+        self._area_until = now
+        self.gate.ended(now)
         if self._alarm is None or self._alarm.when > self.gate.deadline:
             self._set_alarm()
+
+    def in_flight_seconds(self) -> float:
+        """The sum of the times for which exchanges have been in flight; two at once count twice."""
+        return self._area + self.gate.in_flight * max(0.0, self._loop.now - self._area_until)
 
     # From whoever knows the server, and from the driver.
 

@@ -31,6 +31,11 @@ CLIENT = {
     "freeze_proxy.control.messages",
     "freeze_proxy.control.names",
     "freeze_proxy.control.token",
+    "freeze_proxy.plain_json",
+}
+SIDECAR = {"freeze_proxy.settings", "freeze_proxy.sidecar"} | {
+    f"freeze_proxy.sidecar.{name}"
+    for name in ("admin", "app", "config", "drain", "health", "listeners", "log", "numbers", "probes", "probing")
 }
 LITTLE = {"_socket", "select", "errno", "time", "_heapq"}
 """All of the standard library that the relay loads, beyond what an interpreter has loaded when it starts."""
@@ -63,6 +68,12 @@ def test_the_client_of_the_daemon_loads_hardly_more() -> None:
     loaded = loaded_by("freeze_proxy.control.client")
     assert {name for name in loaded if name.startswith("freeze_proxy")} <= RELAY | CLIENT
     assert loaded - RELAY - CLIENT <= LITTLE
+
+
+def test_a_sidecar_loads_hardly_more_again() -> None:
+    loaded = loaded_by("freeze_proxy.sidecar.app")
+    assert {name for name in loaded if name.startswith("freeze_proxy")} <= RELAY | CLIENT | SIDECAR
+    assert loaded - RELAY - CLIENT - SIDECAR <= LITTLE | {"_operator"}
 
 
 @pytest.mark.parametrize(

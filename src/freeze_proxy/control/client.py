@@ -57,6 +57,7 @@ from freeze_proxy.control.names import is_address, resolve
 from freeze_proxy.control.token import NoToken, TokenFile
 from freeze_proxy.keeper import Driver
 from freeze_proxy.loop import WRITE, Loop, Timer
+from freeze_proxy.plain_json import parse
 from freeze_proxy.tcp import Address, Side, tcp_socket
 
 TYPE_CHECKING = False
@@ -100,7 +101,8 @@ class Client(Driver):
 
     ``say`` is called with a sentence when something has gone wrong, once and not again until it is another thing, and
     when all is well again. ``containers`` and ``mode`` go with every order, as the protocol has them. ``silence``: see
-    above, in seconds. Read ``state``; ``start`` once there is a keeper.
+    above, in seconds. ``seen`` is called with the ids of the containers after each freeze, as the daemon names them.
+    Read ``state``; ``start`` once there is a keeper.
     """
 
     __slots__ = (
@@ -122,6 +124,7 @@ class Client(Driver):
         "_port",
         "_resolving",
         "_say",
+        "_seen",
         "_settled",
         "_side",
         "_silence",
@@ -146,6 +149,7 @@ class Client(Driver):
         containers: "list[str] | None" = None,
         mode: str = "",
         silence: float = SILENCE,
+        seen: "Callable[[tuple[str, ...]], None] | None" = None,
     ) -> None:
         host, port = address
         self.state = AWAKE
@@ -157,6 +161,7 @@ class Client(Driver):
         self._body = order(containers, mode)
         self._silence = silence
         self._say = say
+        self._seen = seen
         self._troubles: set[object] = set()  # what has been said to be wrong since all was well
         self._only_reach = False  # it was about the connection, all of it
         # The connection.
@@ -317,6 +322,8 @@ class Client(Driver):
     def _freeze_answered(self, status: int, body: bytes) -> None:
         if status == 200:
             self._well()
+            if (seen := self._seen) is not None and (ids := _ids(body)):
+                self._loop.soon(lambda: seen(ids))
         if self._unanswered or not self._freeze:
             return  # A thaw is on its way, and only its answer counts.
         if status == 200:
@@ -562,6 +569,18 @@ class Client(Driver):
         if self._troubles:
             self._troubles.clear()
             self._loop.soon(lambda: self._say(f"The daemon at {self._host} can be reached, and does what it is asked."))
+
+
+def _ids(body: bytes) -> tuple[str, ...]:
+    """Of the containers in an answer, in order; none where it does not name them."""
+    try:
+        answer = parse(body.decode("utf-8", "replace"))
+    except ValueError:
+        return ()
+    containers = answer.get("containers") if isinstance(answer, dict) else None
+    if not isinstance(containers, list):
+        return ()
+    return tuple(sorted(str(each["id"]) for each in containers if isinstance(each, dict) and "id" in each))
 
 
 def _reason(error: OSError) -> str:

@@ -1,0 +1,218 @@
+"""``freeze-proxy sidecar`` as a process, without a daemon: it serves, answers probes, and leaves."""
+
+import contextlib
+import http.client
+import http.server
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.wait import until
+
+NONCE = "a-nonce"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """``status``: what it answers to its readiness probe; ``asked``: for what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__((LOOPBACK, 0), Handler)
+        self.status = 200
+        self.asked: list[str] = []
+        self.slow = threading.Event()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        if self.path == "/slow":
+            self.server.slow.wait(10)
+        self.send_response(self.server.status if self.path == "/ready" else 200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as made:
+        thread = threading.Thread(target=made.serve_forever, daemon=True)
+        thread.start()
+        yield made
+        made.slow.set()
+        made.shutdown()
+
+
+class Sidecar:
+    """A process, to be used in a ``with``."""
+
+    def __init__(self, target: int, **variables: str) -> None:
+        self.port, self.admin = free_port(), free_port()
+        self.log: list[dict[str, Any]] = []
+        told = {
+            "TARGET": f"{LOOPBACK}:{target}",
+            "LISTEN": f"{LOOPBACK}:{self.port}",
+            "ADMIN": f"{LOOPBACK}:{self.admin}",
+            "DAEMON": f"{LOOPBACK}:{free_port()}",
+            "TOKEN_FILE": "/nonexistent",
+            "READINESS_PROBE": json.dumps({"httpGet": {"path": "/ready", "port": 0}, "periodSeconds": 0}),
+            "NONCE": NONCE,
+            "DRAIN_QUIET": "200ms",
+            "GRACE": "20ms",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "freeze_proxy", "sidecar"],
+            env={f"FREEZE_PROXY_{name}": value for name, value in (told | variables).items()},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(json.loads(line))
+
+    def __enter__(self) -> "Sidecar":
+        until(lambda: self.said("serving") or self.process.poll() is not None, "it serves")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def said(self, part: str) -> list[dict[str, Any]]:
+        return [line for line in self.log if part in line["message"]]
+
+    def get(self, path: str, port: int | None = None, timeout: float = 5) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(LOOPBACK, port or self.port, timeout=timeout)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+    def ask(self, path: str) -> tuple[int, str]:
+        return self.get(path, self.admin)
+
+    def end(self, by: int = signal.SIGTERM) -> int:
+        self.process.send_signal(by)
+        return self.process.wait(timeout=10)
+
+
+def test_it_serves_and_tells_the_truth_about_readiness(server: Server) -> None:
+    with Sidecar(server.server_port) as sidecar:
+        assert sidecar.get("/hello") == (200, "ok")
+        assert sidecar.ask("/ready") == (200, "ok\n")
+        server.status = 500
+        status, text = sidecar.ask("/ready")
+        assert status == 503
+        assert "it answers 500" in text
+        server.status = 200
+        assert sidecar.ask("/ready") == (200, "ok\n")
+        assert sidecar.ask("/live") == (200, "ok\n")
+        assert sidecar.ask("/live/nobody")[0] == 404
+        assert sidecar.ask("/nowhere")[0] == 404
+        assert sidecar.ask("/drain/wrong")[0] == 404
+        until(lambda: len(sidecar.said("not ready any more")) == 1, "it was said that it is not ready")
+        metrics = sidecar.ask("/metrics")[1]
+        assert "freeze_proxy_requests_total 1\n" in metrics, "probes are no requests"
+        assert "freeze_proxy_in_flight 0\n" in metrics
+        assert sidecar.end() == 0
+
+
+def test_a_server_that_is_not_there_is_not_ready_and_the_daemon_is_said_to_be_away_once() -> None:
+    with Sidecar(free_port()) as sidecar:
+        status, text = sidecar.ask("/ready")
+        assert (status, "does not accept connections" in text) == (503, True)
+        until(lambda: sidecar.said("cannot be reached"), "it was said that the daemon is away")
+        time.sleep(0.3)  # tries to connect again come much more often
+        assert len(sidecar.said("cannot be reached")) == 1
+
+
+def test_a_request_in_flight_ends_before_the_sidecar_does(server: Server) -> None:
+    with Sidecar(server.server_port) as sidecar:
+        answers: list[tuple[int, str]] = []
+        client = threading.Thread(target=lambda: answers.append(sidecar.get("/slow", timeout=20)))
+        client.start()
+        until(lambda: "/slow" in server.asked, "the request has arrived")
+        sidecar.process.send_signal(signal.SIGTERM)
+        assert sidecar.get("/during") == (200, "ok"), "a request is refused while it drains"
+        with pytest.raises(subprocess.TimeoutExpired):
+            sidecar.process.wait(0.6)
+        server.slow.set()
+        client.join()
+        assert answers == [(200, "ok")]
+        assert sidecar.process.wait(timeout=10) == 0
+
+
+def test_the_hook_is_answered_when_no_request_will_come(server: Server) -> None:
+    with Sidecar(server.server_port, DRAIN_URL=f"http://{LOOPBACK}:{server.server_port}/slow") as sidecar:
+        answers: list[tuple[int, str]] = []
+        hook = threading.Thread(target=lambda: answers.append(sidecar.get(f"/drain/{NONCE}", sidecar.admin, 20)))
+        hook.start()
+        until(lambda: "/slow" in server.asked, "queue-proxy has been asked")
+        assert sidecar.get("/during") == (200, "ok")
+        assert not answers
+        server.slow.set()
+        hook.join()
+        assert answers == [(200, "drained\n")]
+        assert sidecar.end() == 0
+
+
+def test_the_grace_ends_what_does_not_end(server: Server) -> None:
+    with Sidecar(server.server_port, TERMINATION_GRACE="1500ms") as sidecar:
+        threading.Thread(target=lambda: contextlib.suppress(Exception), daemon=True).start()
+        client = http.client.HTTPConnection(LOOPBACK, sidecar.port, timeout=20)
+        client.request("GET", "/slow")
+        until(lambda: "/slow" in server.asked, "the request has arrived")
+        assert sidecar.end() == 0
+        assert sidecar.said("grace of 1.5 s is over, with 1 in flight")
+        client.close()
+
+
+def test_a_second_signal_ends_it_at_once(server: Server) -> None:
+    with Sidecar(server.server_port, DRAIN_QUIET="20s") as sidecar:
+        sidecar.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            sidecar.process.wait(0.3)
+        assert sidecar.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "sentence"),
+    [
+        ({"GRACE": "soon", "MODE": "x"}, 2, "FREEZE_PROXY_GRACE: 'soon' is not a duration"),
+        ({"LISTEN": "192.0.2.1:80"}, 125, "It cannot listen on 192.0.2.1:80"),
+        ({"ADMIN": "somewhere:80"}, 125, "FREEZE_PROXY_ADMIN names somewhere, which is no address"),
+    ],
+)
+def test_what_cannot_be_ends_with_a_sentence(variables: dict[str, str], code: int, sentence: str) -> None:
+    with Sidecar(1, **variables) as sidecar:
+        assert sidecar.process.wait(timeout=10) == code
+        until(lambda: sidecar.said(sentence), "it says why")
+
+
+def test_its_memory_and_its_modules(server: Server) -> None:
+    with Sidecar(server.server_port) as sidecar:
+        for _ in range(200):
+            sidecar.get("/x")
+        status = Path(f"/proc/{sidecar.process.pid}/status").read_text()
+        assert int(status.split("VmRSS:")[1].split()[0]) < 13 * 1024
+        assert sidecar.end() == 0
