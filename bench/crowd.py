@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,8 +60,13 @@ def _member(pod: str, file: str, pids: list[int]) -> Member:
     identity = secrets.token_hex(32)
     path = os.path.join(pod, identity)
     os.mkdir(path)
-    pid = os.posix_spawnp("sleep", ["sleep", LIFETIME], {"PATH": os.defpath})
-    pids.append(pid)
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # or the benchmark may be ended between the next two lines
+    try:
+        pid = os.posix_spawnp("sleep", ["sleep", LIFETIME], {"PATH": os.defpath}, setsigmask=[])
+        pids.append(pid)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
     with open(os.path.join(path, "cgroup.procs"), "w", encoding="ascii") as procs:
         procs.write(str(pid))
     return Member(identity, pid, os.path.join(path, file))
