@@ -1,4 +1,4 @@
-"""Writes what the code itself knows into docs/daemon.md: the daemon's options and metrics.
+"""Writes what the code itself knows into docs/daemon.md and docs/sidecar.md: options, metrics, variables.
 
     python -m scripts.reference             writes them
     python -m scripts.reference doctor …    runs ``freeze-proxy doctor …`` and writes its output into the README
@@ -23,10 +23,12 @@ import click
 from prometheus_client.parser import text_string_to_metric_families
 
 from freeze_proxy import cli
+from freeze_proxy.sidecar import config
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, README = ROOT / "docs" / "daemon.md", ROOT / "README.md"
-OPTIONS, METRICS, DOCTOR = "options", "metrics", "doctor"
+SIDECAR = ROOT / "docs" / "sidecar.md"
+OPTIONS, METRICS, DOCTOR, VARIABLES = "options", "metrics", "doctor", "variables"
 KUBECONFIG = """\
 {"apiVersion": "v1", "kind": "Config", "current-context": "none",
  "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
@@ -54,6 +56,15 @@ def options() -> str:
             else (f"`{option.opts[0]}`")
         )
         rows.append(f"| {flag} | {variable} | {default} | {text} |")
+    return "\n".join(rows) + "\n"
+
+
+def variables() -> str:
+    """A row for each of a sidecar's variables."""
+    rows = ["| variable | default | |", "|---|---|---|"]
+    for name, default, about in config.VARIABLES:
+        told = "*needed*" if default is None else f"`{default}`" if default else ""
+        rows.append(f"| `{config.PREFIX}{name}` | {told} | {about} |")
     return "\n".join(rows) + "\n"
 
 
@@ -143,6 +154,7 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["doctor"]:
         README.write_text(written(README.read_text(), DOCTOR, doctor(arguments[1:])))
         return
+    SIDECAR.write_text(written(SIDECAR.read_text(), VARIABLES, variables()))
     page = PAGE.read_text()
     for what, text in ((OPTIONS, options()), (METRICS, metrics(scraped()))):
         page = written(page, what, text)

@@ -45,13 +45,19 @@ class Connections:
         self.keeper = keeper
         self.gate = keeper.gate
         self.target = target
-        self.buffer = bytearray(BULK_READ)  # for large responses; only an unsent tail is copied from it
-        self.view = memoryview(self.buffer)
+        self.buffer = bytearray()  # for large responses; only an unsent tail is copied from it
+        self.view = memoryview(b"")
         self.pipe: Pipe | None = None
         self.all: set[Connection] = set()
         self.waiting: set[Connection] = set()  # for the gate
         self.lingering: dict[Connection, float] = {}  # until when
         self._lingering_timed = False
+
+    def make_buffer(self) -> bytearray:
+        """The buffer, when there is a first large response: many a server never sends one."""
+        self.buffer = bytearray(BULK_READ)
+        self.view = memoryview(self.buffer)
+        return self.buffer
 
     def take_waiting(self) -> "set[Connection]":
         """Those that wait for the gate; from now on they do not any more."""
@@ -158,7 +164,7 @@ class Connection:
                     and self._splice(observer)
                 ):
                     return
-                buffer: bytes | bytearray = self.connections.buffer
+                buffer: bytes | bytearray = self.connections.buffer or self.connections.make_buffer()
                 size = self._recv_server_into(buffer)
                 data = self.connections.view[:size]
             else:
