@@ -176,9 +176,25 @@ def test_the_hook_is_answered_when_no_request_will_come(server: Server) -> None:
         assert sidecar.end() == 0
 
 
+def test_whoever_knows_nothing_of_draining_may_go_on_sending(server: Server) -> None:
+    server.status = 404
+    told = {"DRAIN_URL": f"http://{LOOPBACK}:{server.server_port}/ready", "DRAIN_QUIET": "700ms"}
+    with Sidecar(server.server_port, **told) as sidecar:
+        sidecar.process.send_signal(signal.SIGTERM)
+        until(lambda: server.asked.count("/ready") > 1, "it has been asked")
+        until(lambda: server.asked.count("/ready") > 1 and sidecar.get("/during") == (200, "ok"), "it serves")
+        with pytest.raises(subprocess.TimeoutExpired):
+            sidecar.process.wait(0.4)
+        assert sidecar.process.wait(timeout=10) == 0
+
+
+def test_queue_proxy_that_is_gone_sends_no_more(server: Server) -> None:
+    with Sidecar(server.server_port, DRAIN_URL=f"http://{LOOPBACK}:{free_port()}/", DRAIN_QUIET="60s") as sidecar:
+        assert sidecar.end() == 0
+
+
 def test_the_grace_ends_what_does_not_end(server: Server) -> None:
     with Sidecar(server.server_port, TERMINATION_GRACE="1500ms") as sidecar:
-        threading.Thread(target=lambda: contextlib.suppress(Exception), daemon=True).start()
         client = http.client.HTTPConnection(LOOPBACK, sidecar.port, timeout=20)
         client.request("GET", "/slow")
         until(lambda: "/slow" in server.asked, "the request has arrived")

@@ -10,7 +10,7 @@ from freeze_proxy.keeper import Keeper
 from freeze_proxy.loop import Loop
 from freeze_proxy.relay import Relay
 from freeze_proxy.sidecar.probes import Probe
-from freeze_proxy.sidecar.probing import Probing
+from freeze_proxy.sidecar.probing import NOBODY, Probing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,9 +95,11 @@ class Drain:
         else:
             self._calls.append(call)
 
-    def _told(self, _result: str) -> None:
-        # Whatever it was: queue-proxy has drained, is gone, or knows nothing of draining.
-        self._asked = True
+    def _told(self, result: str) -> None:
+        if not result or result.startswith(NOBODY):
+            self._asked = True
+        else:  # It knows nothing of draining, and may go on sending.
+            self._url = None
 
     def _look(self) -> None:
         if not self.drained:

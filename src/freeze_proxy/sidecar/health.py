@@ -100,6 +100,7 @@ class Health:
         "_keeper",
         "_listening",
         "_liveness",
+        "_looking",
         "_loop",
         "_period",
         "_readiness",
@@ -128,6 +129,7 @@ class Health:
         self._said = ""
         self._sockets: frozenset[int] = frozenset()
         self._well = False  # it may be frozen
+        self._looking = False
         self._period = max(SHORTEST_PERIOD, min(probe.period for probe in readiness))
         self._readiness = Check(keeper, readiness, begin, NOT_YET, self._ready_told)
         self._liveness = {name: Check(keeper, probes, begin, "", self._live_told) for name, probes in liveness.items()}
@@ -172,8 +174,12 @@ class Health:
 
     def _look(self) -> None:
         """Rule 5."""
-        if not self._well:
-            self._readiness.ask(lambda _result: None)
+        self._looking = not self._well
+        if self._looking:
+            if self._readiness.passed:
+                self._settle()  # An exchange is awaited, or somebody's liveness: there is nothing to probe.
+            else:
+                self._readiness.ask(lambda _result: None)
             self._loop.at(self._loop.now + self._period, self._look)
 
     def _ready_told(self, result: str) -> None:
@@ -212,7 +218,9 @@ class Health:
         if self._well:
             self._well = False
             self._keeper.unready()
-            self._loop.at(self._loop.now + self._period, self._look)
+            if not self._looking:
+                self._looking = True
+                self._loop.at(self._loop.now + self._period, self._look)
 
     def _look_at_sockets(self) -> None:
         """Rule 4."""

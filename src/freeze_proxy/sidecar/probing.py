@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from freeze_proxy.sidecar.grpc import Answer
     from freeze_proxy.sidecar.tls import Tls
 
+NOBODY = "does not accept connections"
+"""How the result begins where nobody listens."""
 MOST_ANSWER = 16 * 1024
 """Bytes of an answer that are read at most: a verdict takes the first line."""
 
@@ -120,7 +122,7 @@ class Probing:
         assert side is not None
         error = side.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if error:
-            self._finish(f"does not accept connections at {self._host}:{probe.port} ({posix.strerror(error).lower()})")
+            self._finish(f"{NOBODY} at {self._host}:{probe.port} ({posix.strerror(error).lower()})")
             return
         if probe.kind == HTTP:
             self._request = request(probe, self._host)
