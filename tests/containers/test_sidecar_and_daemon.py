@@ -1,0 +1,123 @@
+"""The sidecar as a process, a real daemon, and a real container that serves."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.cluster.kubelet import Pod
+from tests.support.daemons import Daemon
+from tests.support.node import Node
+from tests.support.ports import LOOPBACK, await_port, free_port
+from tests.support.sidecars import NONCE, Sidecar
+from tests.support.wait import until
+
+BODY = "Here I am.\n"
+
+
+@contextmanager
+def scene(node: Node, daemon: Daemon, folder: Path, **variables: str) -> Iterator[tuple[Pod, Sidecar, Path]]:
+    port = free_port()
+    pod = node.kubelet.pod({"user-container": ("httpd", "-f", "-p", f"{LOOPBACK}:{port}", "-h", "/ticks")})
+    (pod["user-container"].folder / "index.html").write_text(BODY)
+    token = folder / "token"
+    token.write_text(node.token(pod))
+    await_port(port)
+    told = {
+        "DAEMON": f"{LOOPBACK}:{daemon.port}",
+        "TOKEN_FILE": str(token),
+        "READINESS_PROBE": json.dumps({"httpGet": {"path": "/index.html", "port": port}, "periodSeconds": 0}),
+        "LIVENESS_PROBES": json.dumps({"user-container": {"tcpSocket": {"port": port}}}),
+        "LOG_LEVEL": "debug",
+    }
+    with Sidecar(port, **(told | variables)) as sidecar:
+        yield pod, sidecar, token
+
+
+def counted(sidecar: Sidecar, name: str) -> float:
+    """The number of this name in its metrics."""
+    lines = sidecar.ask("/metrics")[1].splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"freeze_proxy_{name} ")))
+
+
+def test_it_freezes_and_thaws_and_probes_pass_all_the_time(node: Node, daemon: Daemon, tmp_path: Path) -> None:
+    with scene(node, daemon, tmp_path) as (pod, sidecar, _):
+        server = pod["user-container"]
+        for _ in range(5):
+            server.await_frozen()
+            assert sidecar.get("/index.html") == (200, BODY)
+        server.await_frozen()
+        # Of the five, some may have come before the answer to a freeze, which then is none.
+        until(lambda: counted(sidecar, "freezes_total") >= 1, "it has counted a freeze")
+        until_then = time.monotonic() + 2
+        while time.monotonic() < until_then:
+            assert sidecar.ask("/ready") == (200, "ok\n")
+            assert sidecar.ask("/live/user-container") == (200, "ok\n")
+            assert server.frozen, "a probe thaws it"
+        assert counted(sidecar, "requests_total") == counted(sidecar, "wait_seconds_count") == 5
+        assert sidecar.end() == 0
+        server.await_awake()
+
+
+def test_the_hook_thaws_and_nothing_is_frozen_after_it(node: Node, daemon: Daemon, tmp_path: Path) -> None:
+    with scene(node, daemon, tmp_path, DRAIN_QUIET="300ms") as (pod, sidecar, _):
+        pod["user-container"].await_frozen()
+        hook = threading.Thread(target=lambda: sidecar.ask(f"/drain/{NONCE}"))
+        hook.start()
+        pod["user-container"].await_awake()
+        assert sidecar.get("/index.html") == (200, BODY)
+        hook.join()
+        assert not pod["user-container"].frozen
+        assert sidecar.end() == 0
+
+
+def test_a_sidecar_that_is_killed_leaves_nothing_frozen(node: Node, daemon: Daemon, tmp_path: Path) -> None:
+    with scene(node, daemon, tmp_path) as (pod, sidecar, _):
+        pod["user-container"].await_frozen()
+        sidecar.process.kill()
+        pod["user-container"].await_awake()
+
+
+def test_a_server_that_restarts_while_it_is_frozen_is_seen_and_armed_anew(
+    node: Node, daemon: Daemon, tmp_path: Path
+) -> None:
+    with scene(node, daemon, tmp_path) as (pod, sidecar, _):
+        pod["user-container"].await_frozen()
+        pod.restart("user-container")
+        (pod["user-container"].folder / "index.html").write_text(BODY)
+        until(lambda: sidecar.ask("/ready")[0] == 200 and sidecar.said("restarted"), "its restart is seen")
+        pod["user-container"].await_frozen()
+        assert sidecar.get("/index.html") == (200, BODY)
+
+
+def await_more(answers: list[tuple[int, str]], than: int) -> None:
+    until(lambda: len(answers) > than, "it goes on")
+
+
+def test_daemons_are_killed_and_tokens_rotated_under_load(node: Node, daemon: Daemon, tmp_path: Path) -> None:
+    with scene(node, daemon, tmp_path, GRACE="5ms") as (pod, sidecar, token):
+        answers: list[tuple[int, str]] = []
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.is_set():
+                answers.append(sidecar.get("/index.html", timeout=20))
+                over.wait(0.02)
+
+        client = threading.Thread(target=ask)
+        client.start()
+        for _ in range(3):
+            before = len(answers)
+            daemon.end(signal.SIGKILL)
+            daemon.start()
+            token.write_text(node.token(pod))
+            await_more(answers, before + 10)
+        over.set()
+        client.join()
+        assert set(answers) == {(200, BODY)}
+        pod["user-container"].await_frozen()
+        assert 0 < len(sidecar.said("cannot be reached")) + len(sidecar.said("is lost")) <= 12
+        assert sidecar.end() == 0
