@@ -119,5 +119,6 @@ def test_daemons_are_killed_and_tokens_rotated_under_load(node: Node, daemon: Da
         client.join()
         assert set(answers) == {(200, BODY)}
         pod["user-container"].await_frozen()
-        assert 0 < len(sidecar.said("cannot be reached")) + len(sidecar.said("is lost")) <= 12
+        said = [line["message"] for line in sidecar.log if line["level"] == "warning"]
+        assert len(said) <= 12, said  # a few for each daemon, whatever is met first; not one a try
         assert sidecar.end() == 0
