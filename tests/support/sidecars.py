@@ -52,6 +52,7 @@ class Sidecar:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+        print(*self.log, sep="\n")  # shown where the test has failed
 
     def said(self, part: str) -> list[dict[str, Any]]:
         return [line for line in self.log if part in line["message"]]

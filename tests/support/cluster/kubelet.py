@@ -177,6 +177,8 @@ class Pod:
         for container in everyone:
             container.remove()
         call("RemovePodSandbox", pod_sandbox_id=self.id)
+        # Of a container whose shim was killed a process may be left that nobody ends.
+        self.kubelet.containerd.cgroups.end(f"pod{self.uid}")
         self.kubelet.containerd.cgroups.remove(f"pod{self.uid}")
         for folder in (self.folder, self.logs):
             shutil.rmtree(folder, ignore_errors=True)
