@@ -229,7 +229,10 @@ class FreezingMachine(RuleBasedStateMachine):
         number = self._number(late)
 
         async def go() -> None:
-            self.highest = max(self.highest, number)
+            if number < self.highest:
+                await self.freezing.thaw("uid", self.containers.values(), number)  # as if it had come before
+                return
+            self.highest = number
             self.newest = None
             self.latest = asyncio.current_task()
             try:

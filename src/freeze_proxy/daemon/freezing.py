@@ -225,7 +225,10 @@ class Freezing:
         Raises ``FreezeError`` when all has been tried.
         """
         ward = self._ward(uid)
-        ward.newest = max(ward.newest, number)
+        if number < ward.newest:
+            # Its look-up took so long that a newer order was carried out first: as if it had come before that.
+            return [{"name": each.name, "id": each.id, "state": AWAKE} for each in containers]
+        ward.newest = number
         frozen = {target.record.id for target in ward.targets.values() if target.frozen}
         epoch = ward.overtake()
         troubles = await self._undo(ward, epoch, ASKED)
