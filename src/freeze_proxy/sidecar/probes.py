@@ -70,15 +70,18 @@ def request(probe: Probe, host: str) -> bytes:
 
 def verdict(answer: bytes) -> "str | None":
     """Why an HTTP answer that begins like this fails the probe, nothing if it passes, ``None``: too little to tell."""
-    if len(answer) < 12:
-        return None if b"HTTP/1.".startswith(answer[:7]) else "it does not answer in HTTP"
-    status = answer[9:12]
-    if not answer.startswith(b"HTTP/1.") or not status.isdigit():
-        return "it does not answer in HTTP"
-    if status[:1] == b"1" and status != b"101":
-        after = answer.find(b"\r\n\r\n")
-        return verdict(answer[after + 4 :]) if after >= 0 else None
-    return "" if status[:1] in (b"2", b"3") else f"it answers {status.decode()}"
+    while True:
+        if len(answer) < 12:
+            return None if b"HTTP/1.".startswith(answer[:7]) else "it does not answer in HTTP"
+        status = answer[9:12]
+        if not answer.startswith(b"HTTP/1.") or not status.isdigit():
+            return "it does not answer in HTTP"
+        if status[:1] != b"1" or status == b"101":
+            return "" if status[:1] in (b"2", b"3") else f"it answers {status.decode()}"
+        end = answer.find(b"\r\n\r\n")
+        if end < 0:
+            return None
+        answer = answer[end + 4 :]  # what follows a 1xx; by a loop, for a hostile server may send many
 
 
 def _probe(value: object, port: int) -> Probe:
