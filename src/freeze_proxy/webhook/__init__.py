@@ -1,1 +1,1 @@
-"""The webhook: puts the sidecar into pods as they are created. ``inject`` decides, purely; all else stands around it."""
+"""The webhook: puts the sidecar into pods as they are created. ``inject`` decides, purely."""
