@@ -1,0 +1,116 @@
+"""The manifests as kustomize makes them: valid in three releases, with no more rights than docs/security.md says."""
+
+import functools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import kubernetes_validate
+import pytest
+import yaml
+
+from freeze_proxy.cli import main
+from tests.support.needs import need
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+OVERLAYS = ("containerd", "crio", "docker", "k3s")
+RELEASES = ("1.29", "1.34", "1.37")
+
+
+@functools.cache
+def objects(overlay: str) -> list[dict[str, Any]]:
+    path = shutil.which("kubectl")
+    need(path is not None, "kubectl is not installed.")
+    made = subprocess.run(
+        ["kubectl", "kustomize", str(CONFIG / "overlays" / overlay)], capture_output=True, text=True, check=True
+    )
+    return list(yaml.safe_load_all(made.stdout))
+
+
+def of(kind: str, name: str, overlay: str = "containerd") -> dict[str, Any]:
+    (found,) = [one for one in objects(overlay) if one["kind"] == kind and one["metadata"]["name"] == name]
+    return found
+
+
+def rules(kind: str, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = of(kind, name)["rules"]
+    return found
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_is_valid(overlay: str, release: str) -> None:
+    for one in objects(overlay):
+        kubernetes_validate.validate(one, release, strict=True)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_example_is_valid(release: str) -> None:
+    for one in yaml.safe_load_all((CONFIG / "example-deployment.yaml").read_text()):
+        kubernetes_validate.validate(one, release, strict=True)
+
+
+def test_rights_are_exactly_these() -> None:
+    assert rules("ClusterRole", "freeze-proxy-daemon") == [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
+    ]
+    assert rules("Role", "freeze-proxy-webhook") == [
+        {
+            "apiGroups": [""],
+            "resources": ["secrets"],
+            "resourceNames": ["freeze-proxy-webhook-certs"],
+            "verbs": ["get", "update", "patch"],
+        }
+    ]
+    assert rules("ClusterRole", "freeze-proxy-webhook") == [
+        {
+            "apiGroups": ["admissionregistration.k8s.io"],
+            "resources": ["mutatingwebhookconfigurations"],
+            "resourceNames": ["freeze-proxy"],
+            "verbs": ["get", "patch"],
+        }
+    ]
+    roles = [one for one in objects("containerd") if one["kind"] in ("Role", "ClusterRole")]
+    assert len(roles) == 3
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_selectors_match_and_ports_exist(overlay: str) -> None:
+    for kind, name in (("DaemonSet", "freeze-proxy-daemon"), ("Deployment", "freeze-proxy-webhook")):
+        spec = of(kind, name, overlay)["spec"]
+        labels = spec["template"]["metadata"]["labels"]
+        assert spec["selector"]["matchLabels"].items() <= labels.items()
+    webhook = of("Deployment", "freeze-proxy-webhook", overlay)["spec"]["template"]
+    service = of("Service", "freeze-proxy-webhook", overlay)["spec"]
+    labels = webhook["metadata"]["labels"]
+    assert service["selector"].items() <= labels.items()
+    budget = of("PodDisruptionBudget", "freeze-proxy-webhook", overlay)["spec"]
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+    ports = {one["name"] for one in webhook["spec"]["containers"][0]["ports"]}
+    assert {one["targetPort"] for one in service["ports"]} <= ports
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_runtime_socket_is_mounted(overlay: str) -> None:
+    (container,) = of("DaemonSet", "freeze-proxy-daemon", overlay)["spec"]["template"]["spec"]["containers"]
+    (socket,) = [one["value"] for one in container["env"] if one["name"] == "FREEZE_PROXY_RUNTIME_SOCKET"]
+    (mount,) = [one["mountPath"] for one in container["volumeMounts"] if one["name"] == "runtime"]
+    assert socket == mount or socket.startswith(mount + "/")
+
+
+def test_the_daemon_takes_its_arguments() -> None:
+    (container,) = of("DaemonSet", "freeze-proxy-daemon")["spec"]["template"]["spec"]["containers"]
+    command, *flags = container["args"]
+    told = click.testing.CliRunner().invoke(main, [command, "--help"]).output
+    known = set(re.findall(r"--[a-z-]+", told))
+    assert {flag.split("=")[0] for flag in flags} <= known
+
+
+def test_no_pod_waits_for_the_webhook() -> None:
+    for one in of("MutatingWebhookConfiguration", "freeze-proxy")["webhooks"]:
+        assert (one["failurePolicy"], one["timeoutSeconds"], one["sideEffects"]) == ("Ignore", 3, "None")
+        (where, *_) = one["namespaceSelector"]["matchExpressions"]
+        assert {"kube-system", "freeze-proxy"} <= set(where["values"])
