@@ -1,0 +1,262 @@
+"""Pods in, patches out: what holds for each sample, and for any JSON at all."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freeze_proxy.daemon.settings import EXCLUDED
+from freeze_proxy.sidecar.config import Config
+from freeze_proxy.webhook.annotations import PREFIX, SIDECARS
+from freeze_proxy.webhook.inject import Options, defaults_trouble, inject
+
+PODS = sorted((Path(__file__).parent / "pods").glob("*.json"))
+NATIVE = Options(image="sidecar")
+PLAIN = Options(image="sidecar", native_sidecars=False)
+
+
+def sample(path: Path) -> dict[str, Any]:
+    pod: dict[str, Any] = json.loads(path.read_text())
+    return pod
+
+
+def applied(pod: Any, patch: list[dict[str, Any]]) -> Any:
+    """RFC 6902, as far as it is used: a reading of its own."""
+    pod = copy.deepcopy(pod)
+    for change in patch:
+        *way, last = [part.replace("~1", "/").replace("~0", "~") for part in change["path"].split("/")[1:]]
+        place = pod
+        for part in way:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        if isinstance(place, list):
+            if change["op"] == "add":
+                place.insert(int(last), change["value"])
+            else:
+                place[int(last)] = change["value"]
+        elif change["op"] == "remove":
+            del place[last]
+        else:
+            place[last] = change["value"]
+    return pod
+
+
+def injected(pod: dict[str, Any], options: Options = NATIVE) -> dict[str, Any]:
+    outcome = inject(pod, "default", options, "n0nce")
+    assert (outcome.refused, outcome.warnings) == ("", [])
+    assert outcome.patch
+    new: dict[str, Any] = applied(pod, outcome.patch)
+    return new
+
+
+def sidecar_of(pod: dict[str, Any]) -> dict[str, Any]:
+    everyone = pod["spec"].get("initContainers", []) + pod["spec"]["containers"]
+    found: dict[str, Any] = next(each for each in everyone if each["name"] == "freeze-proxy")
+    return found
+
+
+def told(pod: dict[str, Any], host: str = "10.0.0.7") -> Config:
+    """What the sidecar makes of its environment, with the kubelet's addresses filled in."""
+    env = {each["name"]: each.get("value", host) for each in sidecar_of(pod)["env"]}
+    return Config({name: text.replace("$(HOST_IP)", host) for name, text in env.items() if name != "HOST_IP"})
+
+
+def plain_pod() -> dict[str, Any]:
+    return {
+        "metadata": {"labels": {PREFIX + "inject": "true"}},
+        "spec": {
+            "containers": [
+                {
+                    "name": "web",
+                    "ports": [{"name": "http", "containerPort": 8000}],
+                    "readinessProbe": {"httpGet": {"path": "/$(HOST_IP)", "port": "http"}, "periodSeconds": 3},
+                    "startupProbe": {"tcpSocket": {"port": "http"}},
+                }
+            ]
+        },
+    }
+
+
+@pytest.mark.parametrize("options", [NATIVE, PLAIN], ids=["native", "plain"])
+@pytest.mark.parametrize("path", PODS, ids=lambda path: path.stem)
+def test_every_sample_gets_a_sidecar_that_understands_what_it_is_told(path: Path, options: Options) -> None:
+    pod = sample(path)
+    before = copy.deepcopy(pod)
+    new = injected(pod, options)
+    assert pod == before
+    again = inject(new, "default", options, "other")
+    assert (again.patch, again.warnings, again.refused) == ([], [], "")
+
+    serving = next(c for c in before["spec"]["containers"] for p in c.get("ports", []) if p["name"] == "user-port")
+    config = told(new)
+    assert config.target == ("127.0.0.1", serving["ports"][0]["containerPort"])
+    assert config.containers == [c["name"] for c in before["spec"]["containers"] if c["name"] != "queue-proxy"]
+    assert config.termination_grace == before["spec"]["terminationGracePeriodSeconds"]
+
+    was = {c["name"]: c for c in before["spec"]["containers"]}
+    now = {c["name"]: c for c in new["spec"]["containers"]}
+    for name in was.keys() - {"queue-proxy"}:
+        assert {k: v for k, v in now[name].items() if k != "livenessProbe"} == {
+            k: v for k, v in was[name].items() if k != "livenessProbe"
+        }
+    env = {each["name"]: each.get("value") for each in now["queue-proxy"]["env"]}
+    assert env["USER_PORT"] == str(config.listen[1])
+    assert json.loads(env["SERVING_READINESS_PROBE"])["httpGet"]["port"] == config.admin[1]
+
+    secure = sidecar_of(new)["securityContext"]
+    assert secure["runAsNonRoot"] is secure["readOnlyRootFilesystem"] is True
+    assert secure["allowPrivilegeEscalation"] is False
+    assert secure["capabilities"] == {"drop": ["ALL"]}
+    assert secure["seccompProfile"] == {"type": "RuntimeDefault"}
+    order = new["spec"]["initContainers"][-1] if options is NATIVE else new["spec"]["containers"][0]
+    assert order["name"] == "freeze-proxy"
+
+
+def test_probes_are_moved_with_their_timings_and_the_originals_handed_over() -> None:
+    new = injected(sample(next(path for path in PODS if path.stem == "5-all-probes")))
+    config = told(new)
+    user = new["spec"]["containers"][0]
+    assert user["livenessProbe"] == {
+        "httpGet": {"path": "/live/user-container", "port": config.admin[1], "scheme": "HTTP"},
+        "periodSeconds": 10,
+        "failureThreshold": 3,
+        "timeoutSeconds": 1,
+        "successThreshold": 1,
+    }
+    assert user["startupProbe"]["httpGet"]["port"] == 8080
+    assert (config.readiness[0].path, config.readiness[0].host) == ("/ready", "127.0.0.1")
+    assert (config.liveness["user-container"][0].path, config.liveness["user-container"][0].port) == ("/healthz", 8080)
+    assert config.await_exchange
+
+
+def test_outside_knative_the_sidecar_takes_over_the_ports_name() -> None:
+    new = injected(plain_pod())
+    web, sidecar, config = new["spec"]["containers"][0], sidecar_of(new), told(new)
+    assert web["ports"] == [{"containerPort": 8000}]
+    assert sidecar["ports"][0] == {"name": "http", "containerPort": config.listen[1], "protocol": "TCP"}
+    assert config.listen[0] == "0.0.0.0"
+    assert web["startupProbe"]["tcpSocket"]["port"] == 8000
+    assert web["readinessProbe"]["httpGet"] == {"path": "/ready", "port": config.admin[1], "scheme": "HTTP"}
+    assert (config.readiness[0].port, config.readiness[0].path) == (8000, "/$(HOST_IP)")  # and not expanded
+    assert config.drain_probe is None
+
+
+def test_a_node_with_an_ipv6_address_has_a_daemon_too() -> None:
+    assert told(injected(plain_pod()), "fd00::7").daemon == ("fd00::7", 9696)
+
+
+def test_ports_that_are_taken_are_left_alone() -> None:
+    pod = sample(PODS[0])
+    pod["spec"]["containers"][0]["ports"].append({"containerPort": 9999})
+    config = told(injected(pod))
+    assert (config.listen[1], config.admin[1]) == (9998, 9997)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("grace", "soon", "'soon' is not a duration"),
+        ("mode", "sleep", "freeze, throttle, dry-run, off"),
+        ("breathe", "30s", "such as 30s/50ms"),
+        ("thaw-timeout", "0", "above zero"),
+        ("containers", "nobody", "no container 'nobody', only user-container"),
+        ("containers", "queue-proxy", "never frozen"),
+        ("attach", "elsewhere", "sidecar, ambient"),
+    ],
+)
+def test_an_annotation_that_cannot_be_understood_is_refused(name: str, value: str, says: str) -> None:
+    pod = sample(PODS[0])
+    pod["metadata"]["annotations"][PREFIX + name] = value
+    outcome = inject(pod, "default", NATIVE, "n")
+    assert outcome.patch == []
+    assert PREFIX + name in outcome.refused
+    assert says in outcome.refused
+
+
+def test_annotations_reach_the_sidecar_before_the_clusters_defaults() -> None:
+    pod = sample(PODS[0])
+    pod["metadata"]["annotations"] |= {PREFIX + "grace": "2s", PREFIX + "breathe": "30s/50ms"}
+    config = told(injected(pod, Options(image="sidecar", defaults={"grace": "9s", "mode": "dry-run"})))
+    assert (config.settings.grace, config.settings.mode, config.settings.breathe) == (2.0, "dry-run", (30.0, 0.05))
+
+
+@pytest.mark.parametrize(
+    ("change", "warned"),
+    [
+        ({"hostNetwork": True}, "host's network"),
+        ({"runtimeClassName": "gvisor"}, "gvisor"),
+        ({"containers": [{"name": "a"}]}, "user-port"),
+        ({"initContainers": [{"name": "freeze-proxy"}]}, "did not put there"),
+        ({"containers": {}}, "no container to freeze"),
+        ({"containers": 7}, "form of a pod"),
+    ],
+)
+def test_what_cannot_be_handled_is_let_through_with_a_warning(change: dict[str, Any], warned: str) -> None:
+    pod = sample(PODS[0])
+    pod["spec"] |= change
+    outcome = inject(pod, "default", NATIVE, "n")
+    assert (outcome.patch, outcome.refused) == ([], "")
+    assert warned in outcome.warnings[0]
+
+
+def test_an_excluded_namespace_is_let_through_with_a_warning() -> None:
+    outcome = inject(sample(PODS[0]), "kube-system", NATIVE, "n")
+    assert outcome.patch == []
+    assert "kube-system" in outcome.warnings[0]
+
+
+@pytest.mark.parametrize("annotation", [("mode", "off"), ("attach", "ambient")])
+def test_who_wants_no_sidecar_hears_nothing(annotation: tuple[str, str]) -> None:
+    pod = sample(PODS[0])
+    pod["metadata"]["annotations"][PREFIX + annotation[0]] = annotation[1]
+    outcome = inject(pod, "default", NATIVE, "n")
+    assert (outcome.patch, outcome.warnings, outcome.refused) == ([], [], "")
+
+
+def test_an_unknown_annotation_is_warned_of_and_the_sidecar_comes_all_the_same() -> None:
+    pod = sample(PODS[0])
+    pod["metadata"]["annotations"][PREFIX + "graec"] = "1s"
+    outcome = inject(pod, "default", NATIVE, "n")
+    assert outcome.patch
+    assert PREFIX + "graec" in outcome.warnings[0]
+
+
+def test_the_lists_of_sidecars_are_the_same() -> None:
+    assert SIDECARS == EXCLUDED
+
+
+def test_a_wrong_configmap_is_told_of() -> None:
+    assert defaults_trouble({"grace": "1s", "mode": "freeze"}) == []
+    assert [each.split(":")[0] for each in defaults_trouble({"grace": "x", "colour": "red"})] == ["grace", "colour"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.data())
+def test_whatever_stands_anywhere_in_a_pod_nothing_is_raised_and_no_sidecar_is_misled(data: st.DataObject) -> None:
+    pod: Any = sample(data.draw(st.sampled_from(PODS))) if data.draw(st.booleans()) else plain_pod()
+    place: Any = pod
+    for _ in range(data.draw(st.integers(1, 8))):
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], dict | list) or not place[key]:
+            break
+        place, parent = place[key], place
+    else:
+        place = parent
+    place[key] = data.draw(JSON)
+    outcome = inject(pod, "default", NATIVE, "n")
+    if outcome.patch:
+        told(applied(pod, outcome.patch))
+
+
+@given(JSON)
+def test_no_json_raises(value: Any) -> None:
+    assert inject(value, "default", NATIVE, "n").patch == []
