@@ -1,0 +1,32 @@
+"""What the webhook is told. What a setting means is said where it is an option, in ``cli.webhook``."""
+
+from dataclasses import dataclass
+
+SECRET = "freeze-proxy-webhook-certs"  # noqa: S105 - its name
+CONFIGURATION = "freeze-proxy"
+"""The MutatingWebhookConfiguration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times are seconds."""
+
+    image: str
+    listen: tuple[str, int] = ("0.0.0.0", 8443)  # noqa: S104 - the API server comes from elsewhere
+    health_listen: tuple[str, int] = ("0.0.0.0", 9697)  # noqa: S104 - so do the kubelet and Prometheus
+    namespace: str = "freeze-proxy"
+    service: str = "freeze-proxy-webhook"
+    config_dir: str | None = None
+    cert_dir: str | None = None
+    certificate_lifetime: float = 90 * 86400.0
+    check_every: float = 60.0
+    settle: float = 5.0
+    native_sidecars: str = "auto"
+    daemon_port: int = 9696
+    kubeconfig: str | None = None
+    context: str | None = None
+    log_level: str = "info"
+
+
+class Failure(Exception):
+    """The webhook cannot go on; the text is a sentence for whoever started it."""
