@@ -191,6 +191,17 @@ def test_a_target_that_has_gone(make: Make, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cgroup2", "cgroup1"])
+def test_the_end_of_the_last_process_is_seen_by_one_who_never_looks_away(make: Make, kind: str) -> None:
+    """A v1 ``cgroup.procs`` that is read again and again through one open file never changes."""
+    subject = make(kind)
+    assert subject.freezer.alive()
+    subject.process.kill()
+    deadline = time.monotonic() + 5.0
+    while subject.freezer.alive():
+        assert time.monotonic() < deadline, "It is dead, and still seems to live."
+
+
+@pytest.mark.parametrize("kind", ["cgroup2", "cgroup1"])
 def test_there_is_no_such_cgroup(kind: str) -> None:
     freezer = {"cgroup2": cgroup.Cgroup2Freezer, "cgroup1": cgroup.Cgroup1Freezer}[kind]
     with pytest.raises(FreezeError, match=r"/nowhere/\S+ cannot be opened: No such file or directory"):

@@ -99,12 +99,14 @@ class Target:
         """Begin; whether it stands still already. Raises ``Overtaken`` if a newer order came before its turn."""
         async with self._lock:
             ward.check(epoch)
+            # An empty cgroup is left alone: a runtime that is putting a dead container away does not get on with it
+            # while that is frozen, and tries again only after seconds.
+            self._check_alive()
             self.entry.mark(True)
             self.frozen = True
             self.since = epoch
             still = await self._call(self.freezer.freeze, pool)
-            if self.freezer.quick and not self.freezer.alive():
-                raise Gone(f"There is no process left in {self.freezer.where}.")
+            self._check_alive()
             return still
 
     async def stands_still(self, pool: ThreadPoolExecutor) -> bool:
@@ -124,6 +126,10 @@ class Target:
             self.frozen = False
             self.entry.mark(False)
             return True
+
+    def _check_alive(self) -> None:
+        if self.freezer.quick and not self.freezer.alive():
+            raise Gone(f"There is no process left in {self.freezer.where}.")
 
     async def _call(self, step: Callable[[], T], pool: ThreadPoolExecutor) -> T:
         if self.freezer.quick:

@@ -41,6 +41,24 @@ class _Files:
         except OSError as error:
             raise self._failure(name, error) from error
 
+    def read_anew(self, name: str) -> bytes:
+        """What a file says that has just been opened.
+
+        A ``cgroup.procs`` of v1 that is kept open shows the list of its first reading for as long as it is read more
+        often than once a second: the kernel throws that list away only after a second without readers
+        (``cgroup_pidlist_start`` in kernel/cgroup/cgroup-v1.c).
+        """
+        try:
+            fd = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.read(fd, 4096)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            raise Gone(f"The cgroup {self.path} is gone.") from None
+        except OSError as error:
+            raise self._failure(name, error) from error
+
     def write(self, name: str, value: bytes) -> None:
         try:
             os.pwrite(self._fds[name], value, 0)
@@ -105,7 +123,7 @@ class Cgroup1Freezer(Freezer):
     def __init__(self, path: str) -> None:
         self.where = path
         self.way = (self.kind, path)
-        self._files = _Files(path, "freezer.state", "cgroup.procs")
+        self._files = _Files(path, "freezer.state")
 
     def freeze(self) -> bool:
         """It may stay FREEZING while tasks fork or sleep uninterruptibly."""
@@ -125,7 +143,7 @@ class Cgroup1Freezer(Freezer):
 
     def alive(self) -> bool:
         """Whether a process is in it or, where it manages cgroups of its own, below it."""
-        return bool(self._files.read("cgroup.procs")) or populated(self.where)
+        return bool(self._files.read_anew("cgroup.procs")) or populated(self.where)
 
     def thaw(self) -> None:
         """The tasks are runnable when the write returns."""
