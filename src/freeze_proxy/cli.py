@@ -393,3 +393,67 @@ def doctor(exclude: tuple[str, ...], as_json: bool, **given: Any) -> None:
         raise click.ClickException(f"The doctor needs {error.name}: pip install 'freeze-proxy[cluster]'.") from error
 
     sys.exit(doctor.run(_given_settings(exclude, given), as_json))
+
+
+@main.command(context_settings=_DAEMON, short_help="Put the sidecar into pods as they are created.")
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_from_file,
+    show_envvar=True,
+    metavar="FILE.toml",
+    help="Settings by the names of these options, without the dashes.",
+)
+@_setting("--image", required=True, metavar="NAME", help="The sidecar's image, as pods are to name it.")
+@_setting("--listen", type=_ADDRESS, default="0.0.0.0:8443", help="Where the API server reaches it, by TLS.")
+@_setting("--health-listen", type=_ADDRESS, default="0.0.0.0:9697", help="Where /healthz, /readyz and /metrics are.")
+@_setting("--namespace", metavar="NAME", default="freeze-proxy", help="Where its Service and its Secret are.")
+@_setting("--service", metavar="NAME", default="freeze-proxy-webhook", help="Its Service: the certificate's name.")
+@_setting(
+    "--config-dir",
+    type=click.Path(file_okay=False),
+    help="Where the ConfigMap with the cluster's defaults is mounted; it is read again when it changes.",
+)
+@_setting(
+    "--cert-dir",
+    type=click.Path(file_okay=False),
+    help="Serve tls.crt and tls.key from there, as cert-manager keeps them, and leave the configuration's caBundle "
+    "alone. By default the webhook makes certificates itself.",
+)
+@_setting(
+    "--certificate-lifetime",
+    type=_POSITIVE,
+    default="2160h",
+    help="Of the certificates that it makes; they are renewed when a third of it is left.",
+)
+@_setting("--check-every", type=_POSITIVE, default="1m", help="How often certificate and caBundle are looked at.")
+@_setting("--settle", type=_DURATION, default="5s", help="From the API server's trust in a new certificate to its use.")
+@_setting("--linger", type=_DURATION, default="5s", help="After SIGTERM: for how long reviews are still taken.")
+@_setting(
+    "--native-sidecars",
+    type=click.Choice(("auto", "always", "never")),
+    default="auto",
+    help="Whether the sidecar is a restartable init container. auto: where the API server is of 1.29 or later; say "
+    "never while there are nodes older than that.",
+)
+@_setting("--daemon-port", type=click.IntRange(1, 65535), default=9696, help="The daemon's port on every node.")
+@_setting(
+    "--kubeconfig", type=click.Path(dir_okay=False), help="How to reach the API server; by default as a pod does."
+)
+@_setting("--context", metavar="NAME", help="The kubeconfig's context, if not the current one.")
+@_setting(
+    "--log-level",
+    type=click.Choice(("debug", "info", "warning", "error")),
+    default="info",
+    help="From which level on lines are written; debug has every pod that is left alone.",
+)
+def webhook(**given: Any) -> None:
+    """Review pods for the API server, and put the sidecar into those of Knative's revisions and those that ask for it.
+
+    Exit codes: 0 after SIGTERM or SIGINT · 2 wrong usage · 125 it could not do its work, and a sentence says why.
+    """
+    from freeze_proxy import webhook
+
+    sys.exit(webhook.run(webhook.Settings(**given)))

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from freeze_proxy.daemon import apiserver, places, reviews  # noqa: F401 - nobody can import from a home of root
+from freeze_proxy import apiserver  # noqa: F401 - nobody can import from a home of root
+from freeze_proxy.daemon import places, reviews  # noqa: F401 - the same
 from freeze_proxy.daemon.doctor import Finding, examine, kernel, layout
 from freeze_proxy.daemon.settings import Settings
 from freeze_proxy.freezers.places import mounts_in

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from freeze_proxy.apiserver import Unreachable
 from freeze_proxy.control.messages import MOST_TOKEN
 from freeze_proxy.daemon import identity
 from freeze_proxy.daemon.identity import (
@@ -31,7 +32,6 @@ from freeze_proxy.daemon.identity import (
     Identities,
     Observer,
     Refused,
-    Unreachable,
     claimed_pod,
     expiry,
     without_token,

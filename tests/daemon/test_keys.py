@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freeze_proxy.apiserver import Unreachable
 from freeze_proxy.daemon import keys
-from freeze_proxy.daemon.identity import Caller, Identities, Refused, Unreachable
+from freeze_proxy.daemon.identity import Caller, Identities, Refused
 from freeze_proxy.daemon.keys import FETCH_EVERY, FRESH, LEEWAY, PublishedKeys
 from tests.support.api_server import DISCOVERY, JWKS, REVIEWS, ApiServer, Key, b64, key, unb64
 from tests.support.examples import examples

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from lightkube.models.authentication_v1 import TokenReviewStatus, UserInfo
 
-from freeze_proxy.daemon import apiserver
-from freeze_proxy.daemon.apiserver import ApiServer as Cluster
-from freeze_proxy.daemon.apiserver import NotConfigured
-from freeze_proxy.daemon.identity import ACCEPTED, Caller, Identities, Observer, Refused, Unreachable
+from freeze_proxy import apiserver
+from freeze_proxy.apiserver import ApiServer as Cluster
+from freeze_proxy.apiserver import NotConfigured, Unreachable
+from freeze_proxy.daemon.identity import ACCEPTED, Caller, Identities, Observer, Refused
 from freeze_proxy.daemon.reviews import EXTRA, TokenReviews, read
 from tests.support.api_server import REVIEWS, ApiServer, b64, key, made_certificates, unb64
 from tests.support.wait import until

@@ -1,6 +1,7 @@
 """The manifests as kustomize makes them: valid in three releases, with no more rights than docs/security.md says."""
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from freeze_proxy import __version__
 from freeze_proxy.cli import main
 from tests.support.needs import need
 
@@ -62,7 +64,7 @@ def test_rights_are_exactly_these() -> None:
             "apiGroups": [""],
             "resources": ["secrets"],
             "resourceNames": ["freeze-proxy-webhook-certs"],
-            "verbs": ["get", "update", "patch"],
+            "verbs": ["get", "patch"],
         }
     ]
     assert rules("ClusterRole", "freeze-proxy-webhook") == [
@@ -101,12 +103,38 @@ def test_the_runtime_socket_is_mounted(overlay: str) -> None:
     assert socket == mount or socket.startswith(mount + "/")
 
 
-def test_the_daemon_takes_its_arguments() -> None:
-    (container,) = of("DaemonSet", "freeze-proxy-daemon")["spec"]["template"]["spec"]["containers"]
+@pytest.mark.parametrize(
+    ("kind", "name"), [("DaemonSet", "freeze-proxy-daemon"), ("Deployment", "freeze-proxy-webhook")]
+)
+def test_commands_take_their_arguments(kind: str, name: str) -> None:
+    (container,) = of(kind, name)["spec"]["template"]["spec"]["containers"]
     command, *flags = container["args"]
     told = click.testing.CliRunner().invoke(main, [command, "--help"]).output
     known = set(re.findall(r"--[a-z-]+", told))
     assert {flag.split("=")[0] for flag in flags} <= known
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_webhook_knows_the_sidecars_image(overlay: str) -> None:
+    (container,) = of("Deployment", "freeze-proxy-webhook", overlay)["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "FREEZE_PROXY_IMAGE", "value": f"freeze-proxy-sidecar:{__version__}"}]
+    base = yaml.safe_load((CONFIG / "base/kustomization.yaml").read_text())
+    assert {one["newTag"] for one in base["images"]} == {__version__}
+
+
+def test_an_overlay_says_from_where_images_come(tmp_path: Path) -> None:
+    path = shutil.which("kubectl")
+    need(path is not None, "kubectl is not installed.")
+    overlay = os.path.relpath(CONFIG / "overlays/containerd", tmp_path)
+    names = ("daemon", "webhook", "sidecar")
+    images = [{"name": f"freeze-proxy-{name}", "newName": f"registry.test/x/{name}", "newTag": "v9"} for name in names]
+    (tmp_path / "images.yaml").write_text((CONFIG / "base/images.yaml").read_text())
+    content = {"resources": [overlay], "images": images, "configurations": ["images.yaml"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    made = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    for name in names:
+        assert f"registry.test/x/{name}:v9" in made
+    assert "freeze-proxy-sidecar:" not in made
 
 
 def test_no_pod_waits_for_the_webhook() -> None:

@@ -1,4 +1,4 @@
-"""A stand-in for the Kubernetes API server: reviews tokens, publishes keys, issues tokens bound to pods.
+"""A stand-in for the Kubernetes API server: reviews tokens, publishes keys, issues tokens bound to pods, keeps objects.
 
 It answers as the real one was seen to, in 1.34 and in 1.20, over HTTPS with certificates of its own, and can fail in
 the ways that the real one does. Signatures are made and checked with ``cryptography`` alone, so that it agrees with the
@@ -199,6 +199,11 @@ class ApiServer:
         self.signing = key("first")
         self.published = [self.signing]
         self.calls: Counter[str] = Counter()
+        self.objects: dict[str, Json] = {}  # by their paths
+        self.rules: list[Json] | None = None  # of RBAC, for objects; without any, all is allowed
+        self.denied: list[str] = []  # what was asked for beyond them
+        self.writes = 0
+        self.release = {"major": "1", "minor": "34"}
         self.agents: set[int] = set()  # connections that asked, by their port
         self.at_once = self.most_at_once = 0
         self._gone: set[str] = set()
@@ -292,6 +297,12 @@ class ApiServer:
         """How often each path was asked for."""
         return dict(self.calls)
 
+    def put(self, path: str, content: Json) -> None:
+        """There is this object; its version changes with each write."""
+        self.writes += 1
+        content.setdefault("metadata", {})["resourceVersion"] = str(self.writes)
+        self.objects[path] = content
+
     @property
     def reviews(self) -> int:
         return self.calls[REVIEWS]
@@ -340,6 +351,8 @@ class ApiServer:
         app.router.add_get(JWKS, self._asked(self._jwks))
         app.router.add_get(DISCOVERY, self._asked(self._discovery))
         app.router.add_post("/admin/{name}", self._admin)
+        app.router.add_get("/version", self._asked(lambda *_: (200, dict(self.release))))
+        app.router.add_route("*", "/{path:apis?/.*}", self._asked(self._object))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         pem = self.folder / "server.pem"
         pem.write_bytes(certificates().server)
@@ -358,7 +371,7 @@ class ApiServer:
     # Its answers.
 
     def _asked(
-        self, answer: Callable[[Json], tuple[int, Json]]
+        self, answer: Callable[[web.Request, Json], tuple[int, Json]]
     ) -> Callable[[web.Request], Coroutine[Any, Any, web.Response]]:
         async def handle(request: web.Request) -> web.Response:
             self.calls[request.path] += 1
@@ -375,13 +388,15 @@ class ApiServer:
 
         return handle
 
-    def _right(self, request: web.Request, body: Json, answer: Callable[[Json], tuple[int, Json]]) -> web.Response:
+    def _right(
+        self, request: web.Request, body: Json, answer: Callable[[web.Request, Json], tuple[int, Json]]
+    ) -> web.Response:
         kind, _, credential = request.headers.get("Authorization", "").partition(" ")
         if not credential:
             return failure(403, "Forbidden", f'forbidden: User "system:anonymous" cannot get path "{request.path}"')
         if kind != "Bearer" or credential not in self.credentials:
             return failure(401, "Unauthorized", "Unauthorized")
-        status, content = answer(body)
+        status, content = answer(request, body)
         return web.json_response(content, status=status)
 
     async def _faulty(self, request: web.Request, body: Json) -> web.Response | None:
@@ -409,14 +424,14 @@ class ApiServer:
                 return web.json_response(body | {"status": {"error": f"invalid token {body['spec']['token']}"}})
         return None
 
-    def _access(self, body: Json) -> tuple[int, Json]:
+    def _access(self, _request: web.Request, body: Json) -> tuple[int, Json]:
         self.wanted = body["spec"]
         return 201, body | {"status": {"allowed": self.granted}}
 
-    def _jwks(self, _body: Json) -> tuple[int, Json]:
+    def _jwks(self, _request: web.Request, _body: Json) -> tuple[int, Json]:
         return 200, {"keys": [key.jwk for key in self.published]}
 
-    def _discovery(self, _body: Json) -> tuple[int, Json]:
+    def _discovery(self, _request: web.Request, _body: Json) -> tuple[int, Json]:
         return 200, {
             "issuer": self.issuer,
             "jwks_uri": f"https://172.18.0.2:6443{JWKS}",
@@ -425,7 +440,7 @@ class ApiServer:
             "id_token_signing_alg_values_supported": [key.algorithm for key in self.published],
         }
 
-    def _review(self, body: Json) -> tuple[int, Json]:
+    def _review(self, _request: web.Request, body: Json) -> tuple[int, Json]:
         spec = body["spec"]
         return 201, body | {"metadata": {}, "status": self._status(spec["token"], spec.get("audiences") or [])}
 
@@ -471,12 +486,83 @@ class ApiServer:
         status: Json = {"authenticated": True, "user": user}
         return status | {"audiences": common} if self.knows_audiences else status
 
+    def _object(self, request: web.Request, body: Json) -> tuple[int, Json]:
+        """Reads, lists and patches objects, as far as the rules allow it."""
+        path = request.path
+        verb = {"GET": "get", "PATCH": "patch"}.get(request.method, request.method.lower())
+        if path not in self.objects and verb == "get":
+            below = [kept for at, kept in self.objects.items() if _collection(at, path)]
+            if below or path.rstrip("/").rpartition("/")[2] in COLLECTIONS:
+                verb = "list"
+        if not self._allowed(verb, path):
+            self.denied.append(f"{verb} {path}")
+            return failed(403, "Forbidden", f"forbidden: cannot {verb} {path}")
+        if verb == "list":
+            wanted = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
+            items = [one for one in below if wanted.items() <= (one["metadata"].get("labels") or {}).items()]
+            return 200, {"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}
+        kept = self.objects.get(path)
+        if kept is None:
+            return failed(404, "NotFound", f"{path} not found")
+        if verb == "patch":
+            version = (body.get("metadata") or {}).get("resourceVersion")
+            if version not in (None, kept["metadata"]["resourceVersion"]):
+                return failed(409, "Conflict", "the object has been modified; please apply your changes to the latest")
+            self.put(path, merged(kept, body, strategic="strategic" in request.content_type))
+        elif verb != "get":
+            return failed(405, "MethodNotAllowed", "method not allowed")
+        return 200, self.objects[path]
+
+    def _allowed(self, verb: str, path: str) -> bool:
+        if self.rules is None:
+            return True
+        parts = path.strip("/").split("/")
+        group = "" if parts[0] == "api" else parts[1]
+        rest = parts[2:] if parts[0] == "api" else parts[3:]
+        if rest[0] == "namespaces" and len(rest) > 2:
+            rest = rest[2:]
+        name = rest[1] if len(rest) > 1 else ""
+        return any(
+            group in rule["apiGroups"]
+            and rest[0] in rule["resources"]
+            and verb in rule["verbs"]
+            and name in rule.get("resourceNames", [name])
+            for rule in self.rules
+        )
+
     async def _admin(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         if name not in ("token", "delete_pod", "become", "rotate", "counts"):
             return web.json_response({"error": f"no method {name}"}, status=404)
         arguments = await request.json() if request.can_read_body else {}
         return web.json_response({"result": getattr(self, name)(**arguments)})
+
+
+COLLECTIONS = ("pods", "deployments", "daemonsets", "namespaces", "clusterroles", "clusterrolebindings", "services")
+
+
+def _collection(path: str, collection: str) -> bool:
+    """Whether the object at ``path`` is of this collection, of one namespace or of all."""
+    above, _, _ = path.rpartition("/")
+    parts = above.split("/")
+    everywhere = "/".join(parts[:-3] + parts[-1:]) if len(parts) > 4 and parts[-3] == "namespaces" else above
+    return collection in (above, everywhere)
+
+
+def merged(old: Json, change: Json, strategic: bool) -> Json:
+    """The object after a merge patch (RFC 7386); a strategic one merges the list ``webhooks`` by names."""
+    new = dict(old)
+    for name, value in change.items():
+        if value is None:
+            new.pop(name, None)
+        elif isinstance(value, dict):
+            new[name] = merged(new.get(name) or {}, value, strategic)
+        elif strategic and name == "webhooks":
+            changes = {one["name"]: one for one in value}
+            new[name] = [merged(one, changes.get(one["name"], {}), strategic) for one in old[name]]
+        else:
+            new[name] = value
+    return new
 
 
 def refusal(error: str) -> Json:
@@ -486,7 +572,12 @@ def refusal(error: str) -> Json:
 
 def failure(status: int, reason: str, message: str) -> web.Response:
     """A ``Status`` object, as the API server answers whom it does not serve."""
-    content = {
+    return web.json_response(failed(status, reason, message)[1], status=status)
+
+
+def failed(status: int, reason: str, message: str) -> tuple[int, Json]:
+    """Its status and its content."""
+    return status, {
         "kind": "Status",
         "apiVersion": "v1",
         "metadata": {},
@@ -495,7 +586,6 @@ def failure(status: int, reason: str, message: str) -> web.Response:
         "reason": reason,
         "code": status,
     }
-    return web.json_response(content, status=status)
 
 
 def main() -> None:

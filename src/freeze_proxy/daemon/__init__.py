@@ -13,7 +13,7 @@ def run(settings: Settings) -> int:
         # Only this process carries what the daemon is made of; the supervisor stays small.
         import sys
 
-        from freeze_proxy.daemon import logs
+        from freeze_proxy import logs
 
         logs.set_up(settings.log_level)
         try:

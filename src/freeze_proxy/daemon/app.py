@@ -10,9 +10,9 @@ import signal
 import socket
 import time
 
+from freeze_proxy.apiserver import NotConfigured
 from freeze_proxy.control.server import Server
 from freeze_proxy.daemon import places
-from freeze_proxy.daemon.apiserver import NotConfigured
 from freeze_proxy.daemon.cri import Runtime, RuntimeAway
 from freeze_proxy.daemon.freezing import Freezing
 from freeze_proxy.daemon.health import Health

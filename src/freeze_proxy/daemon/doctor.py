@@ -374,8 +374,7 @@ async def _api_server(settings: Settings) -> Finding:
     )
     from lightkube.resources.authorization_v1 import SelfSubjectAccessReview
 
-    from freeze_proxy.daemon.apiserver import ApiServer, NotConfigured
-    from freeze_proxy.daemon.identity import Unreachable
+    from freeze_proxy.apiserver import ApiServer, NotConfigured, Unreachable
 
     what = "API server"
     if settings.kubeconfig is None and "KUBERNETES_SERVICE_HOST" not in os.environ:

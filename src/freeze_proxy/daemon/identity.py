@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
+from freeze_proxy.apiserver import Unreachable
 from freeze_proxy.control.messages import MOST_TOKEN
 
 MOST_CALLERS, MOST_REFUSALS = 4096, 1024
@@ -55,10 +56,6 @@ class Caller:
 
 class Refused(Exception):
     """The token does not prove which pod of this node asks; the text is a sentence for who sent it."""
-
-
-class Unreachable(Exception):
-    """It cannot be found out now whether the token is good; the text is a sentence for who runs the cluster."""
 
 
 class Reviewer(Protocol):

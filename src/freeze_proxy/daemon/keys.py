@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from freeze_proxy.daemon.apiserver import PATIENCE, ApiServer
-from freeze_proxy.daemon.identity import Caller, Refused, Unreachable
+from freeze_proxy.apiserver import PATIENCE, ApiServer, Unreachable
+from freeze_proxy.daemon.identity import Caller, Refused
 
 if TYPE_CHECKING:
     from jwt import PyJWK

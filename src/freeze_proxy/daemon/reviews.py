@@ -13,8 +13,8 @@ from lightkube import AsyncClient
 from lightkube.models.authentication_v1 import TokenReviewSpec, TokenReviewStatus
 from lightkube.resources.authentication_v1 import TokenReview
 
-from freeze_proxy.daemon.apiserver import PATIENCE, ApiServer
-from freeze_proxy.daemon.identity import Caller, Refused, Unreachable, expiry, without_token
+from freeze_proxy.apiserver import PATIENCE, ApiServer, Unreachable
+from freeze_proxy.daemon.identity import Caller, Refused, expiry, without_token
 
 EXTRA = "authentication.kubernetes.io/"
 _USER = "system:serviceaccount:"

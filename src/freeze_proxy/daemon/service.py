@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 
+from freeze_proxy.apiserver import Unreachable
 from freeze_proxy.control.messages import (
     AUDIENCE,
     AWAKE,
@@ -26,7 +27,7 @@ from freeze_proxy.control.messages import (
 )
 from freeze_proxy.control.server import Answer, Connection, Request, answer, error
 from freeze_proxy.daemon.freezing import Freezing, Overtaken, Stuck, TooSlow
-from freeze_proxy.daemon.identity import Caller, Identities, Refused, Unreachable, claimed_pod
+from freeze_proxy.daemon.identity import Caller, Identities, Refused, claimed_pod
 from freeze_proxy.daemon.metrics import Metrics
 from freeze_proxy.daemon.pods import Container, NoContainer, NoPod, Pod, Pods, RuntimeAway
 from freeze_proxy.freezers import FreezeError, Gone

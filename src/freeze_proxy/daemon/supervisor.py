@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from freeze_proxy.daemon import logs
+from freeze_proxy import logs
 from freeze_proxy.daemon.journal import thaw_all
 
 PULSE_EVERY = 1.0

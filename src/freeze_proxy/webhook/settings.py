@@ -21,6 +21,7 @@ class Settings:
     certificate_lifetime: float = 90 * 86400.0
     check_every: float = 60.0
     settle: float = 5.0
+    linger: float = 5.0
     native_sidecars: str = "auto"
     daemon_port: int = 9696
     kubeconfig: str | None = None

@@ -1,4 +1,7 @@
-"""Log lines: one JSON object each, on stderr. Facts are given as ``extra={"facts": {…}}``; never a token."""
+"""Log lines of the daemon and the webhook: one JSON object each, on stderr.
+
+Facts are given as ``extra={"facts": {…}}``; never a token.
+"""
 
 import json
 import logging
@@ -18,9 +21,12 @@ class _Json(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def set_up(level: str) -> None:
-    """From now on. Libraries are heard from their warnings on: what they tell besides may hold what we send."""
+def set_up(level: str, of_libraries: str = "WARNING") -> None:
+    """From now on. Libraries are heard from that level on: what they tell below it may hold what we send.
+
+    Where strangers can cause their warnings, it is ``"ERROR"``.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(level=of_libraries, handlers=[handler], force=True)
     logging.getLogger("freeze_proxy").setLevel(level.upper())

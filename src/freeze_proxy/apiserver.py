@@ -12,8 +12,6 @@ import httpx2
 from lightkube import ConfigError, KubeConfig, SingleConfig
 from lightkube.config.client_adapter import user_auth, verify_cluster
 
-from freeze_proxy.daemon.identity import MOST_REVIEWS, Unreachable
-
 PATIENCE = 3.0
 """Seconds for one call, its connection included."""
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -25,17 +23,22 @@ T = TypeVar("T")
 
 
 class NotConfigured(Exception):
-    """It cannot be known how to reach the API server; the text is a sentence for who starts the daemon."""
+    """It cannot be known how to reach the API server; the text is a sentence for who starts us."""
+
+
+class Unreachable(Exception):
+    """Nobody can be asked just now; the text is a sentence, for the log and for whoever waits."""
 
 
 class ApiServer:
     """The API server of one cluster.
 
     From the file ``kubeconfig`` and its ``context`` (the current one if not given), or, without a file, from the
-    service account of the pod that this runs in. Raises ``NotConfigured``.
+    service account of the pod that this runs in. ``who`` asks, in sentences. Raises ``NotConfigured``.
     """
 
-    def __init__(self, kubeconfig: str | None = None, context: str | None = None) -> None:
+    def __init__(self, kubeconfig: str | None = None, context: str | None = None, who: str = "daemon") -> None:
+        self._who = who
         self.config = _from_file(kubeconfig, context) if kubeconfig else _from_service_account()
         self.address = self.config.cluster.server
         if self.config.user is None:
@@ -49,9 +52,9 @@ class ApiServer:
                 "Check that the files named by the configuration exist, may be read and are PEM."
             ) from None
 
-    def transport(self) -> httpx2.AsyncHTTPTransport:
-        """A pool of connections of its own."""
-        limits = httpx2.Limits(max_connections=MOST_REVIEWS, max_keepalive_connections=4, keepalive_expiry=KEPT_ALIVE)
+    def transport(self, most: int = 16) -> httpx2.AsyncHTTPTransport:
+        """A pool of connections of its own: so many at most."""
+        limits = httpx2.Limits(max_connections=most, max_keepalive_connections=4, keepalive_expiry=KEPT_ALIVE)
         return httpx2.AsyncHTTPTransport(verify=self._trust, trust_env=False, limits=limits)
 
     async def call(self, ask: Callable[[], Awaitable[T]], what: str, grant: str) -> T:
@@ -70,7 +73,7 @@ class ApiServer:
         except httpx2.TransportError as error:
             why = str(error) or type(error).__name__
         except (ConfigError, OSError) as error:  # our own credentials are read when they are needed
-            why = f"the daemon's own credentials cannot be read ({error})"
+            why = f"the {self._who}'s own credentials cannot be read ({error})"
         except Unreachable:
             raise
         except Exception as error:  # whatever a decoder raises; its text may hold what was answered
@@ -78,7 +81,7 @@ class ApiServer:
             why = (
                 f"its answer cannot be understood ({type(error).__name__})"
                 if status is None
-                else _reason(status, grant)
+                else _reason(status, grant, self._who)
             )
         raise Unreachable(f"The API server {self.address} could not {what}: {why}.")
 
@@ -92,11 +95,11 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def _reason(status: int, grant: str) -> str:
+def _reason(status: int, grant: str, who: str) -> str:
     if status == 401:
-        return "it does not accept the daemon's own credentials (401); check its service account token or kubeconfig"
+        return f"it does not accept the {who}'s own credentials (401); check its service account token or kubeconfig"
     if status == 403:
-        return f"the daemon may not (403); grant its service account the permission to {grant}"
+        return f"the {who} may not (403); grant its service account the permission to {grant}"
     if status == 429:
         return "it is overloaded (429)"
     return f"it answered {status}"
