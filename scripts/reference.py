@@ -78,6 +78,9 @@ def metrics(text: str) -> str:
                 if name != "le" and value not in labels.setdefault(name, []):
                     labels[name].append(value)
         told = "; ".join(f"`{name}`: {', '.join(values)}" for name, values in labels.items())
+        if family.name.startswith("freeze_proxy_pod_"):
+            told = "`namespace`, `pod`, `revision`"  # of a daemon without pods there are no samples
+            told += "; `order`: freeze, thaw" if family.name.endswith("_failed_orders") else ""
         name = family.name + ("_total" if family.type == "counter" else "")
         rows.append(f"| `{name}` | {family.type} | {told} | {family.documentation} |")
     return "\n".join(row for row in rows if "`process_" not in row) + "\n"

@@ -21,7 +21,8 @@ BODY = "Here I am.\n"
 @contextmanager
 def scene(node: Node, daemon: Daemon, folder: Path, **variables: str) -> Iterator[tuple[Pod, Sidecar, Path]]:
     port = free_port()
-    pod = node.kubelet.pod({"user-container": ("httpd", "-f", "-p", f"{LOOPBACK}:{port}", "-h", "/ticks")})
+    command = ("httpd", "-f", "-p", f"{LOOPBACK}:{port}", "-h", "/ticks")
+    pod = node.kubelet.pod({"user-container": command}, labels={"serving.knative.dev/revision": "app-00001"})
     (pod["user-container"].folder / "index.html").write_text(BODY)
     token = folder / "token"
     token.write_text(node.token(pod))
@@ -122,3 +123,46 @@ def test_daemons_are_killed_and_tokens_rotated_under_load(node: Node, daemon: Da
         said = [line["message"] for line in sidecar.log if line["level"] == "warning"]
         assert len(said) <= 12, said  # a few for each daemon, whatever is met first; not one a try
         assert sidecar.end() == 0
+
+
+def test_its_numbers_are_in_the_daemons_metrics_until_it_is_gone(node: Node, daemon: Daemon, tmp_path: Path) -> None:
+    with scene(node, daemon, tmp_path) as (pod, sidecar, token):
+        labels = f'{{namespace="default",pod="{pod.name}",revision="app-00001"}}'
+
+        def told(name: str) -> float:
+            return daemon.metric(f"freeze_proxy_pod_{name}{labels}")
+
+        for _ in range(3):
+            pod["user-container"].await_frozen()
+            assert sidecar.get("/index.html") == (200, BODY)
+        pod["user-container"].await_frozen()
+        until(lambda: told("requests_total") == 3, "the daemon knows of the requests", within=20, every=0.1)
+        until(lambda: told("freezes_total") == counted(sidecar, "freezes_total"), "and of the freezes", 20, 0.1)
+        assert told("wait_seconds_count") == 3
+        assert 0 < told("wait_seconds_sum") < 3
+        assert 0 < told("frozen_seconds_total") < 60
+        assert told("start_time_seconds") == counted(sidecar, "start_time_seconds")
+        with daemon.control() as control:
+            assert control.call("/numbers", token.read_text(), body={"requests": 9}).status == 403
+            assert told("requests_total") == 3, "they are taken from who has asked for something before"
+        assert sidecar.end() == 0
+        until(lambda: "freeze_proxy_pod_requests_total{" not in daemon.ask("/metrics")[1], "it is gone", 20, 0.1)
+
+
+def test_hostile_numbers_are_refused_and_are_of_nobody_else(node: Node, daemon: Daemon) -> None:
+    honest, hostile = node.pod(), node.pod()
+    with daemon.control() as one, daemon.control() as other:
+        for control, (_, token) in ((one, honest), (other, hostile)):
+            assert control.call("/thaw", token).status == 200
+        zero = {"started": 1, "in_flight_seconds": 0, "frozen_seconds": 0, "waited_seconds": 0, "waits": [0] * 15}
+        zero |= dict.fromkeys(("requests", "freezes", "thaws", "failed_freezes", "failed_thaws", "refused"), 1)
+        assert one.call("/numbers", honest[1], body=zero).status == 200
+        for body in (b"x" * 16000, b"[" * 16000, {}, zero | {"requests": -1}, zero | {"waits": [1e308] * 15}, None):
+            assert other.call("/numbers", hostile[1], body=body).status == 400
+        named = zero | {"namespace": "default", "pod": honest[0].name, "requests": 666}
+        assert other.call("/numbers", honest[1], body=named).status == 403
+        assert other.call("/numbers", hostile[1], body=named).status == 200
+        text = daemon.ask("/metrics")[1]
+        for (pod, _), count in ((honest, 1.0), (hostile, 666.0)):
+            line = f'freeze_proxy_pod_requests_total{{namespace="default",pod="{pod.name}",revision=""}} {count}'
+            assert line in text.splitlines()

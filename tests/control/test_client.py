@@ -666,3 +666,99 @@ def test_many_orders_leave_nothing_behind(stage: Stage) -> None:
     assert len(stage.loop._timers) < 210  # of which most are this test's own
     with contextlib.suppress(BlockingIOError):
         assert stage.listener.accept() is None
+
+
+# What it has counted.
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stage, list[bytes]]]:
+    """One that tells the last of these numbers, 20 ms after an answer and 40 ms after the last time."""
+    monkeypatch.setattr(module, "FIRST_REPORT", 0.02)
+    monkeypatch.setattr(module, "REPORT_EVERY", 0.04)
+    numbers = [b'{"requests":0}']
+    with staged(tmp_path / "token", Settings(grace=60.0), numbers=lambda: numbers[-1]) as stage:
+        yield stage, numbers
+
+
+def test_numbers_are_told_when_there_is_news(counting: tuple[Stage, list[bytes]]) -> None:
+    stage, numbers = counting
+    peer = stage.begin()
+    (told,) = stage.asked(peer)
+    assert (told.path, told.body) == ("/numbers", b'{"requests":0}')
+    assert told.fields["token"] == TOKEN
+    assert "lease" not in told.fields
+    peer.answer()
+    stage.run_for(0.15)
+    assert peer.asked() == []
+    numbers.append(b'{"requests":1}')
+    (told,) = stage.asked(peer)
+    assert told.body == b'{"requests":1}'
+    peer.answer()
+    assert stage.said == []
+
+
+def test_numbers_go_before_orders_and_hold_up_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_REPORT", 0.0)
+    with staged(tmp_path / "token", numbers=lambda: b"{}") as stage:
+        peer = stage.begin()
+        assert paths(stage, peer, 2) == ["/numbers", "/freeze"]
+        stage.keeper.began()
+        assert paths(stage, peer) == ["/thaw"]
+        peer.answer()
+        peer.answer(409)
+        stage.run_for(0.02)
+        assert not stage.gate.open
+        peer.answer()
+        stage.await_state(AWAKE)
+        assert stage.said == []
+
+
+def test_who_stands_still_says_nothing_once_all_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_REPORT", 0.05)
+    monkeypatch.setattr(module, "REPORT_EVERY", 0.02)
+    numbers = [b"0"]
+    with staged(tmp_path / "token", numbers=lambda: numbers[-1]) as stage:
+        peer = stage.begin()
+        stage.freeze(peer)
+        numbers.append(b"1")  # the freeze
+        assert [each.body for each in stage.asked(peer)] == [b"1"]
+        peer.answer()
+        numbers.append(b"2")  # as it were
+        stage.run_for(0.1)
+        assert [each.body for each in peer.asked()] == [b"2"]
+        peer.answer()
+        stage.run_for(0.1)
+        numbers.append(b"3")
+        stage.run_for(0.1)
+        assert peer.asked() == [], "nothing wakes it while it is frozen"
+        stage.keeper.began()
+        assert paths(stage, peer) == ["/thaw"]
+        peer.answer()
+        stage.await_state(AWAKE)
+        assert [each.body for each in stage.asked(peer)] == [b"3"]
+
+
+def test_an_older_daemon_is_told_no_more(counting: tuple[Stage, list[bytes]]) -> None:
+    stage, numbers = counting
+    peer = stage.begin()
+    assert paths(stage, peer) == ["/numbers"]
+    peer.answer(404)
+    numbers.append(b"1")
+    stage.run_for(0.2)
+    assert peer.asked() == []
+    peer.close()
+    peer = stage.accept()
+    stage.greeted(peer)
+    assert [each.body for each in stage.asked(peer)] == [b"1"], "the next one may be a newer"
+
+
+def test_numbers_that_were_refused_are_told_again(counting: tuple[Stage, list[bytes]]) -> None:
+    stage, _ = counting
+    peer = stage.begin()
+    for status in (503, 403, 200):
+        assert paths(stage, peer) == ["/numbers"]
+        peer.answer(status)
+    stage.run_for(0.1)
+    assert peer.asked() == []
+    assert stage.said == []

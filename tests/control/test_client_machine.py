@@ -77,6 +77,8 @@ class Daemon:
             peer.answer(403)
         elif self.mood == "helpless":
             peer.answer(503)
+        elif asked.path == "/numbers":
+            peer.answer(200 if self.mood == "prompt" else 404)
         elif freeze and self.mood == "late":
             self.frozen, self.holder = True, peer  # as bad as it can be
             peer.answer(504)
@@ -129,7 +131,11 @@ class World(RuleBasedStateMachine):
         self.patches = [mock.patch.object(module, "time", fake) for module in (freeze_proxy.loop, freeze_proxy.keeper)]
         for patch in self.patches:
             patch.start()
-        self.stage = Stage(Path(self.folder.name, "token"), Settings(grace=GRACE))
+        self.stage: Stage = Stage(
+            Path(self.folder.name, "token"),
+            Settings(grace=GRACE),
+            numbers=lambda: b"%d" % self.stage.keeper.requests,
+        )
         self.daemon = Daemon(self.stage, self.clock)
         self.up = True
         self.in_flight = 0
@@ -269,7 +275,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def little_is_kept(self) -> None:
-        assert len(self.stage.client._unanswered) <= 3  # the first thaw, a freeze, a thaw
+        assert len(self.stage.client._unanswered) <= 4  # the first thaw, numbers, a freeze, a thaw
         assert len(self.stage.loop._timers) < 200
 
     def teardown(self) -> None:

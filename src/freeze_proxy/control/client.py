@@ -35,6 +35,9 @@ A daemon that accepts the connection and then is silent holds the lease: nothing
 has ended it. After ``silence`` seconds without the answer to a thaw the connection is reset, and the next try made on a
 new one.
 
+What has been counted (``numbers``) is told on the same connection, not before ``REPORT_EVERY`` seconds after the last
+time: when it has changed, and no order is unanswered. So an idle pod that stands still says nothing.
+
 Two try to connect: the gate while it is shut, by a new order 10 ms to 1 s after the last has failed, and this file
 itself, 10 ms to 5 s after each loss or failure.
 """
@@ -46,6 +49,7 @@ import posix
 from freeze_proxy.control.messages import (
     FREEZE,
     MOST_ANSWER,
+    NUMBERS,
     THAW,
     Answers,
     Garbled,
@@ -80,6 +84,8 @@ CONNECT_TIME = 0.5
 end would be tried again by the kernel only after a second."""
 SETTLED = 1.0
 """Seconds that a connection must have lasted, unless an order was carried out on it, to count as a good one."""
+FIRST_REPORT, REPORT_EVERY = 1.0, 10.0
+"""Seconds until numbers are told, from the first answer on a connection and from the last time."""
 FIRST_PAUSE, LAST_PAUSE = 0.01, 5.0
 """Seconds between two tries to connect while nobody waits for it; doubled after each."""
 
@@ -93,6 +99,7 @@ _OPTIONS = (
 )
 _UNSEEN = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)  # ends of which the other side may not know
 _OVERTAKEN = 409  # a freeze by a thaw, ours or the daemon's own, which may not be over yet
+_UNKNOWN = 404
 _TOO_LATE = 408  # no request came on a new connection: there was no token yet
 
 
@@ -102,6 +109,7 @@ class Client(Driver):
     ``say`` is called with a sentence when something has gone wrong, once and not again until it is another thing, and
     when all is well again. ``containers`` and ``mode`` go with every order, as the protocol has them. ``silence``: see
     above, in seconds. ``seen`` is called with the ids of the containers after each freeze, as the daemon names them.
+    ``numbers`` gives what is to be told of what was counted, as JSON.
     Read ``state``; ``start`` once there is a keeper.
     """
 
@@ -119,9 +127,12 @@ class Client(Driver):
         "_loop",
         "_name",
         "_nobody_since",
+        "_numbers",
         "_only_reach",
         "_pause",
         "_port",
+        "_report",
+        "_reported",
         "_resolving",
         "_say",
         "_seen",
@@ -135,6 +146,7 @@ class Client(Driver):
         "_token",
         "_troubles",
         "_unanswered",
+        "_unheard",
         "_watching",
         "state",
     )
@@ -150,6 +162,7 @@ class Client(Driver):
         mode: str = "",
         silence: float = SILENCE,
         seen: "Callable[[tuple[str, ...]], None] | None" = None,
+        numbers: "Callable[[], bytes] | None" = None,
     ) -> None:
         host, port = address
         self.state = AWAKE
@@ -162,6 +175,7 @@ class Client(Driver):
         self._silence = silence
         self._say = say
         self._seen = seen
+        self._numbers = numbers
         self._troubles: set[object] = set()  # what has been said to be wrong since all was well
         self._only_reach = False  # it was about the connection, all of it
         # The connection.
@@ -173,9 +187,12 @@ class Client(Driver):
         self._timer: Timer | None = None  # the next try to connect, or the end of this one
         self._pause = FIRST_PAUSE
         self._answers = Answers()
-        self._unanswered: list[str] = []  # FREEZE, THAW or both: what has been sent on this connection
+        self._unanswered: list[str] = []  # what has been sent on this connection: perhaps NUMBERS, then FREEZE, THAW
         self._watching = False  # for the daemon's silence
         self._thaw_since = 0.0  # when the thaw was sent, or the last answer came
+        self._report: Timer | None = None
+        self._reported = b""  # the numbers that it knows
+        self._unheard = False  # it is an older one, which takes none
         # The gate's orders, by their tickets; 0: none, or it is done.
         self._freeze = 0
         self._freeze_failed = ""  # why it is being undone
@@ -256,9 +273,7 @@ class Client(Driver):
                 self._fail_thaw(reason)
 
     def _send(self, path: str) -> str:
-        """Write a request; returns why that was not possible, or nothing."""
-        side = self._side
-        assert side is not None
+        """Write an order; returns why that was not possible, or nothing."""
         try:
             token = self._token.read()
         except NoToken as error:
@@ -266,13 +281,19 @@ class Client(Driver):
             if path == FREEZE or self._token.last is None:
                 return str(error)
             token = self._token.last  # it may well do for a thaw
-        data = request(path, self._host, token, self._body, lease=path == FREEZE)
-        self._unanswered.append(path)
         if path == FREEZE:
             self.state = BOUND
         else:
             self._thaw_since = self._loop.now
             self._watch()
+        self._write(path, request(path, self._host, token, self._body, lease=path == FREEZE))
+        return ""
+
+    def _write(self, path: str, data: bytes) -> None:
+        """Put a request on its way; what becomes of it is heard later."""
+        side = self._side
+        assert side is not None
+        self._unanswered.append(path)
         try:
             sent = 0 if side.tail else side.socket.send(data)
         except BlockingIOError:
@@ -281,10 +302,9 @@ class Client(Driver):
             reason = _reason(error)
             # At the end of the round: the answer to an order is not to come before the order has been given.
             self._loop.soon(lambda: self._lost_if(side, reason))
-            return ""
+            return
         if sent != len(data):
             side.keep(data[sent:])
-        return ""
 
     # Answers.
 
@@ -312,7 +332,12 @@ class Client(Driver):
                 if answer[0] == 200:
                     self._settle()
                 self._thaw_since = self._loop.now
-                if self._unanswered.pop(0) == FREEZE:
+                what = self._unanswered.pop(0)
+                if what == NUMBERS:
+                    self._numbers_answered(answer[0])
+                    continue
+                self._report_later(FIRST_REPORT)
+                if what == FREEZE:
                     self._freeze_answered(*answer)
                 else:
                     self._thaw_answered(*answer)
@@ -371,6 +396,30 @@ class Client(Driver):
         if status != _OVERTAKEN:
             self._wrong(status, reason)
         return reason
+
+    # What has been counted.
+
+    def _report_later(self, after: float) -> None:
+        if self._report is None and self._numbers is not None and not self._unheard:
+            self._report = self._loop.at(self._loop.now + after, self._tell)
+
+    def _tell(self) -> None:
+        """Tell the numbers, if that holds up no order."""
+        self._report = None
+        if not self.connected or self._numbers is None or self._unheard:
+            return  # The first answer on the next connection sets the timer again.
+        numbers = self._numbers()
+        if not self._unanswered and numbers == self._reported and self.state != AWAKE:
+            return  # Until it is thawed there will be no news.
+        if not self._unanswered and numbers != self._reported and (token := self._token.last) is not None:
+            self._reported = numbers
+            self._write(NUMBERS, request(NUMBERS, self._host, token, numbers))
+        self._report_later(REPORT_EVERY)
+
+    def _numbers_answered(self, status: int) -> None:
+        if status != 200:
+            self._reported = b""  # to be told again
+            self._unheard = status == _UNKNOWN
 
     # The daemon's silence.
 
@@ -505,6 +554,10 @@ class Client(Driver):
         """Close the connection, and forget what was said on it."""
         self._unanswered.clear()
         self._answers = Answers()
+        self._reported, self._unheard = b"", False
+        if self._report is not None:
+            self._report.cancel()
+            self._report = None
         self._connecting = False
         side, self._side = self._side, None
         if side is not None:

@@ -4,7 +4,7 @@ Pure, and used by both sides; the sidecar's memory forbids ``json`` and ``re`` h
 """
 
 PORT = 9696
-FREEZE, THAW, HOOK = "/freeze", "/thaw", "/"
+FREEZE, THAW, NUMBERS, HOOK = "/freeze", "/thaw", "/numbers", "/"
 """Paths. ``HOOK`` is what queue-proxy of Knative 0.26 to 1.9 calls, with ``PAUSE`` or ``RESUME`` in the body."""
 PAUSE, RESUME = "pause", "resume"
 AUDIENCE, HOOK_AUDIENCE = "freeze", "concurrency-state-hook"
@@ -14,6 +14,12 @@ TOKEN, LEASE, CONNECTION = "token", "lease", "connection"
 FROZEN, THROTTLED, AWAKE = "frozen", "throttled", "awake"
 """States in an answer."""
 MODES = ("freeze", "throttle", "dry-run")
+COUNTS = ("requests", "freezes", "thaws", "failed_freezes", "failed_thaws", "refused")
+SECONDS = ("started", "in_flight_seconds", "frozen_seconds", "waited_seconds")
+"""Members of ``NUMBERS``, all of them since ``started``, which is Unix time."""
+WAITS = "waits"
+"""One more member: how many thaws were waited for, by buckets with these upper bounds in seconds, and one without."""
+WAIT_BOUNDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 MOST_TOKEN, MOST_HEAD, MOST_BODY = 8 * 1024, 16 * 1024, 16 * 1024
 """Bytes: of a token, of a request's head, of its body."""
 MOST_ANSWER = 64 * 1024

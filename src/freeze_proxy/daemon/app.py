@@ -22,6 +22,7 @@ from freeze_proxy.daemon.metrics import Metrics
 from freeze_proxy.daemon.pods import Pods
 from freeze_proxy.daemon.service import Service
 from freeze_proxy.daemon.settings import Failure, Settings
+from freeze_proxy.daemon.sidecars import Sidecars
 from freeze_proxy.daemon.supervisor import PULSE_EVERY, Line
 from freeze_proxy.freezers import FreezeError
 from freeze_proxy.settings import written
@@ -60,11 +61,18 @@ class Daemon:
         self._pods = Pods(self._runtime, ways, settings.exclude)
         self._freezing = Freezing(self._journal, self._metrics.freezing, settings.freeze_timeout)
         identities = Identities(self._reviewer, settings.node_name, self._metrics.identity)
+        self._sidecars = Sidecars(self._pods)
         service = Service(
-            identities, self._pods, self._freezing, self._metrics, settings.audience, settings.hook_audience
+            identities,
+            self._pods,
+            self._freezing,
+            self._metrics,
+            self._sidecars,
+            settings.audience,
+            settings.hook_audience,
         )
         self._control = Server(service)
-        self._health = Server(Health(self._metrics, self._troubles))
+        self._health = Server(Health(self._metrics, self._sidecars, self._troubles))
         self._metrics.watch("frozen", "Containers that are frozen now", self._freezing.frozen)
         self._metrics.watch("leases", "Pods that are held frozen by a connection", self._freezing.leases)
         self._metrics.watch("pods", "Pods that are known", lambda: len(self._pods))
@@ -134,6 +142,7 @@ class Daemon:
         while True:
             await asyncio.sleep(_SWEEP_EVERY)
             await self._pods.sweep()
+            await self._sidecars.sweep()
 
     async def _claims(self) -> None:
         await asyncio.sleep(self._settings.claim_timeout)

@@ -25,7 +25,12 @@ TABLE: Table = {
     "PodSandboxFilter": {"state": (2, "PodSandboxStateValue"), "label_selector": (3, "map string string")},
     "ListPodSandboxRequest": {"filter": (1, "PodSandboxFilter")},
     "ListPodSandboxResponse": {"items": (1, "repeated PodSandbox")},
-    "PodSandbox": {"id": (1, "string"), "metadata": (2, "PodSandboxMetadata"), "created_at": (4, "int64")},
+    "PodSandbox": {
+        "id": (1, "string"),
+        "metadata": (2, "PodSandboxMetadata"),
+        "created_at": (4, "int64"),
+        "labels": (5, "map string string"),
+    },
     "PodSandboxMetadata": {"name": (1, "string"), "uid": (2, "string"), "namespace": (3, "string")},
     "ContainerFilter": {"label_selector": (4, "map string string")},
     "ListContainersRequest": {"filter": (1, "ContainerFilter")},
@@ -56,6 +61,8 @@ CREATED, RUNNING = 0, 1
 """States of a container."""
 POD_UID = "io.kubernetes.pod.uid"
 """The label that a kubelet gives sandboxes and containers."""
+REVISION = "serving.knative.dev/revision"
+"""Knative's label of a pod, which a kubelet gives its sandbox, too."""
 
 SOCKETS = (
     "/run/k3s/containerd/containerd.sock",
@@ -87,13 +94,17 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """A pod on this node with its running containers; ``settled`` unless one has been created and not begun to run."""
+    """A pod on this node with its running containers; ``settled`` unless one has been created and not begun to run.
+
+    ``revision`` is that of Knative, or empty.
+    """
 
     uid: str
     namespace: str
     name: str
     containers: tuple[Running, ...]
     settled: bool = True
+    revision: str = ""
 
 
 class Lister(Protocol):
@@ -185,6 +196,7 @@ class Runtime:
                 pod.metadata.name,
                 tuple(Running(c.id, c.metadata.name, pids[c.id]) for c in members[pod.id] if pids.get(c.id)),
                 all(c.state != CREATED for c in members[pod.id]),
+                pod.labels.get(REVISION, ""),
             )
             for uid, pod in chosen.items()
         ]

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from freeze_proxy.control.server import Answer, Connection, Request, answer, error
 from freeze_proxy.daemon.metrics import Metrics
+from freeze_proxy.daemon.sidecars import Sidecars
 
 _SHARE = 0.05
 """Of the daemon's time, the most that metrics may take: they cost milliseconds, and everybody may ask for them."""
@@ -13,9 +14,10 @@ _SHARE = 0.05
 class Health:
     """``/healthz``: it answers at all. ``/readyz``: it could freeze. ``/metrics``."""
 
-    def __init__(self, metrics: Metrics, troubles: Callable[[], Awaitable[list[str]]]) -> None:
+    def __init__(self, metrics: Metrics, sidecars: Sidecars, troubles: Callable[[], Awaitable[list[str]]]) -> None:
         """``troubles``: sentences about what is not as it must be."""
         self._metrics = metrics
+        self._sidecars = sidecars
         self._troubles = troubles
         self._next_text = 0.0
         self._text: asyncio.Task[tuple[bytes, str]] | None = None
@@ -39,9 +41,10 @@ class Health:
         await asyncio.sleep(self._next_text - loop.time())
         self._text = None
         began = loop.time()
-        text = self._metrics.text()
+        text, kind = self._metrics.text()
+        text += await self._sidecars.text()
         self._next_text = loop.time() + (loop.time() - began) / _SHARE
-        return text
+        return text, kind
 
     def closed(self, connection: Connection) -> None:
         """Nothing is held for it."""

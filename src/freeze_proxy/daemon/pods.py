@@ -81,7 +81,7 @@ class Container:
 class Pod:
     """A pod with its running ``containers``, by name."""
 
-    __slots__ = ("containers", "excluded", "looked", "name", "namespace", "neighbourhood", "settled", "uid")
+    __slots__ = ("containers", "excluded", "looked", "name", "namespace", "neighbourhood", "revision", "settled", "uid")
 
     def __init__(
         self,
@@ -92,6 +92,7 @@ class Pod:
         excluded: Collection[str] = EXCLUDED,
         settled: bool = True,
         looked: float = 0.0,
+        revision: str = "",
     ) -> None:
         self.uid = uid
         self.namespace = namespace
@@ -100,7 +101,12 @@ class Pod:
         self.excluded = excluded
         self.settled = settled
         self.looked = looked
+        self.revision = revision
         self.neighbourhood: places.Neighbourhood | None = None
+
+    def alive(self) -> bool:
+        """Whether anybody is left in one of its containers. Takes microseconds for each."""
+        return any(container.alive() for container in self.containers.values())
 
     def expect(self, namespace: str, name: str) -> None:
         """Raise ``NoPod`` unless these, as far as they are given, are its namespace and its name."""
@@ -180,11 +186,12 @@ class Pods:
             if self._clock() < absent[0]:
                 raise NoPod(absent[1])
             del self._absent[uid]
-        lookup = self._lookups.get(uid)
-        if lookup is None:
-            lookup = self._lookups[uid] = asyncio.create_task(self._look_up(uid))
-            lookup.add_done_callback(lambda done: self._looked_up(uid, done))
-        return await asyncio.shield(lookup)  # one that no longer waits must not take it from the others
+        return await asyncio.shield(self._lookup(uid))  # one that no longer waits must not take it from the others
+
+    def look_for(self, uid: str) -> None:
+        """Begin to look for a pod, for one that cannot wait until it is found, and will ask again."""
+        if uid not in self._absent:
+            self._lookup(uid)
 
     async def renewed(self, uid: str) -> Pod:
         """Like ``find``, for one that misses a container in a known pod: not more than once a second."""
@@ -229,6 +236,13 @@ class Pods:
         self._containers.clear()
         self._pods.clear()
 
+    def _lookup(self, uid: str) -> asyncio.Task[Pod]:
+        lookup = self._lookups.get(uid)
+        if lookup is None:
+            lookup = self._lookups[uid] = asyncio.create_task(self._look_up(uid))
+            lookup.add_done_callback(lambda done: self._looked_up(uid, done))
+        return lookup
+
     async def _look_up(self, uid: str) -> Pod:
         try:
             async with asyncio.timeout(_MOST_WAITING):
@@ -262,6 +276,7 @@ class Pods:
             self._excluded,
             sandbox.settled,
             self._clock(),
+            sandbox.revision,
         )
         pod.neighbourhood = places.neighbourhood(containers[0].id, containers[0].pid)
         return pod

@@ -19,6 +19,7 @@ from freeze_proxy.control.messages import (
     HOOK_AUDIENCE,
     LEASE,
     MODES,
+    NUMBERS,
     PAUSE,
     RESUME,
     THAW,
@@ -30,6 +31,7 @@ from freeze_proxy.daemon.freezing import Freezing, Overtaken, Stuck, TooSlow
 from freeze_proxy.daemon.identity import Caller, Identities, Refused, claimed_pod
 from freeze_proxy.daemon.metrics import Metrics
 from freeze_proxy.daemon.pods import Container, NoContainer, NoPod, Pod, Pods, RuntimeAway
+from freeze_proxy.daemon.sidecars import Full, Numbers, Sidecars
 from freeze_proxy.freezers import FreezeError, Gone
 
 _MOST_TRUSTED = 16
@@ -93,6 +95,7 @@ class Service:
         pods: Pods,
         freezing: Freezing,
         metrics: Metrics,
+        sidecars: Sidecars,
         audience: str = AUDIENCE,
         hook_audience: str = HOOK_AUDIENCE,
     ) -> None:
@@ -100,7 +103,8 @@ class Service:
         self._pods = pods
         self._freezing = freezing
         self._metrics = metrics
-        self._audiences = {FREEZE: audience, THAW: audience, HOOK: hook_audience}
+        self._sidecars = sidecars
+        self._audiences = {FREEZE: audience, THAW: audience, NUMBERS: audience, HOOK: hook_audience}
         self._trusted: dict[Connection, Caller] = {}
         self._connections: Counter[str] = Counter()
         self._said: dict[tuple[str, int], float] = {}
@@ -116,6 +120,7 @@ class Service:
     def closed(self, connection: Connection) -> None:
         """What it held is thawed."""
         self._freezing.release(connection)
+        self._sidecars.closed(connection)
         caller = self._trusted.pop(connection, None)
         if caller is not None:
             self._connections[caller.uid] -= 1
@@ -130,7 +135,16 @@ class Service:
             raise _Wrong(404, f"There is nothing at {request.path[:80]!r}: send POST {FREEZE} or POST {THAW}.")
         if request.method != "POST":
             raise _Wrong(405, f"{request.path} takes POST, not {request.method}.", "Allow: POST\r\n")
-        caller = await self._caller(request, audience)
+        token = request.headers.get(TOKEN)
+        if not token:
+            raise _Wrong(
+                400,
+                f"The header Token is missing: send the pod's service account token for the audience {audience!r}.",
+            )
+        if request.path == NUMBERS:
+            self._count(request, token)
+            return answer({})
+        caller = await self._caller(request, token, audience)
         self._trust(request.connection, caller)
         try:
             order = order_in(request.path, request.body)
@@ -158,20 +172,40 @@ class Service:
             _log.debug("carried out", extra={"facts": facts})
         return answer({"state": state, "containers": states, "took_us": round(took * 1e6)})
 
-    async def _caller(self, request: Request, audience: str) -> Caller:
-        token = request.headers.get(TOKEN)
-        if not token:
-            raise _Wrong(
-                400,
-                f"The header Token is missing: send the pod's service account token for the audience {audience!r}.",
-            )
+    def _count(self, request: Request, token: str) -> None:
+        """Keep what a sidecar has counted. Without a wait: the answer to a thaw may come behind the one to this."""
+        caller = self._seen(request.connection, token)
+        if caller is None:
+            raise _Wrong(403, f"Numbers are taken of a pod that has sent {FREEZE} or {THAW} on the same connection.")
+        try:
+            numbers = Numbers(request.body)
+        except ValueError as reason:
+            raise _Wrong(400, str(reason)) from None
+        pod = self._pods.known(caller.uid)
+        if pod is None and not self._sidecars.knows(caller.uid):
+            self._pods.look_for(caller.uid)
+            raise _Wrong(503, "Which pod this is has to be looked up first; try again in a moment.", _LATER)
+        try:
+            if pod is not None:
+                pod.expect(caller.namespace, caller.name)
+            self._sidecars.heard(caller.uid, request.connection, numbers)
+        except NoPod as reason:
+            raise _Wrong(403, str(reason)) from reason
+        except Full as reason:
+            raise _Wrong(503, str(reason), _LATER) from reason
+
+    def _seen(self, connection: Connection, token: str) -> Caller | None:
+        """The pod that this token names, if it has shown on this connection that it is that."""
+        before = self._trusted.get(connection)
+        return before if before is not None and claimed_pod(token) == before.uid else None
+
+    async def _caller(self, request: Request, token: str, audience: str) -> Caller:
         try:
             known = self._identities.known(token, audience)
             if known is None and request.path == THAW:
                 # A token that was renewed while its pod was frozen. Whoever closes the connection has the pod thawed
                 # as well, so a pod that was once seen on it needs no review to thaw itself, nor an API server.
-                before = self._trusted.get(request.connection)
-                known = before if before is not None and claimed_pod(token) == before.uid else None
+                known = self._seen(request.connection, token)
             return known or await self._identities.identify(token, audience, request.connection.peer)
         except Refused as reason:
             raise _Wrong(403, str(reason)) from reason

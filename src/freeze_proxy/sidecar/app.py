@@ -122,6 +122,7 @@ class Sidecar:
                 containers=config.containers,
                 mode="" if config.settings.mode == "freeze" else config.settings.mode,
                 seen=self._seen,
+                numbers=numbers.as_json,
             )
         self._keeper = Keeper(loop, Gate(config.settings), driver, Telling(numbers, log))
         numbers.keeper = self._keeper

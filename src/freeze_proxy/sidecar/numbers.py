@@ -6,14 +6,12 @@ and nothing comes, so that an idle pod has nothing to say: a freeze counts in se
 
 import time
 
+from freeze_proxy.control.messages import WAIT_BOUNDS
 from freeze_proxy.keeper import Witness
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from freeze_proxy.keeper import Keeper
-
-BOUNDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Upper bounds of the buckets for waits, in seconds; one more bucket has none."""
 
 
 class Numbers(Witness):
@@ -39,7 +37,7 @@ class Numbers(Witness):
         self.freezes = self.thaws = self.refusals = 0
         self.failures = {"freeze": 0, "thaw": 0}
         self.frozen_seconds = self.waited_seconds = 0.0
-        self.buckets = [0] * (len(BOUNDS) + 1)
+        self.buckets = [0] * (len(WAIT_BOUNDS) + 1)
         self._frozen_since: float | None = None
 
     def frozen(self, at: float, took: float) -> None:
@@ -56,7 +54,7 @@ class Numbers(Witness):
         if waited is not None:
             self.waited_seconds += waited
             place = 0
-            while place < len(BOUNDS) and waited > BOUNDS[place]:
+            while place < len(WAIT_BOUNDS) and waited > WAIT_BOUNDS[place]:
                 place += 1
             self.buckets[place] += 1
 
@@ -68,8 +66,8 @@ class Numbers(Witness):
         """Exchanges are being answered 503."""
         self.refusals += exchanges
 
-    def as_json(self) -> str:
-        """One compact object; ``waits`` counts each bucket by itself, in the order of ``BOUNDS``."""
+    def as_json(self) -> bytes:
+        """What is told the daemon: one compact object, with the members that ``control.messages`` has."""
         busy = self.keeper.in_flight_seconds()
         return (
             f'{{"started":{self.started:.3f},"requests":{self.keeper.requests},"in_flight_seconds":{busy:.3f},'
@@ -77,7 +75,7 @@ class Numbers(Witness):
             f'"failed_thaws":{self.failures["thaw"]},"refused":{self.refusals},'
             f'"frozen_seconds":{self.frozen_seconds:.3f},"waited_seconds":{self.waited_seconds:.6f},'
             f'"waits":[{",".join(map(str, self.buckets))}]}}'
-        )
+        ).encode()
 
     def as_text(self) -> str:
         """The body of /metrics."""
@@ -97,7 +95,7 @@ class Numbers(Witness):
         lines += (f'freeze_proxy_failed_orders_total{{order="{what}"}} {n}' for what, n in self.failures.items())
         lines.append("# TYPE freeze_proxy_wait_seconds histogram")
         count = 0
-        for bound, more in zip((*map(str, BOUNDS), "+Inf"), self.buckets, strict=True):
+        for bound, more in zip((*map(str, WAIT_BOUNDS), "+Inf"), self.buckets, strict=True):
             count += more
             lines.append(f'freeze_proxy_wait_seconds_bucket{{le="{bound}"}} {count}')
         lines += (
