@@ -432,6 +432,12 @@ def doctor(exclude: tuple[str, ...], as_json: bool, **given: Any) -> None:
 @_setting("--settle", type=_DURATION, default="5s", help="From the API server's trust in a new certificate to its use.")
 @_setting("--linger", type=_DURATION, default="5s", help="After SIGTERM: for how long reviews are still taken.")
 @_setting(
+    "--request-timeout",
+    type=_POSITIVE,
+    default="10s",
+    help="How long the head of a request, and then its body, may take to come; who is slower is cut off.",
+)
+@_setting(
     "--native-sidecars",
     type=click.Choice(("auto", "always", "never")),
     default="auto",

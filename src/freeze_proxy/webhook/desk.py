@@ -21,11 +21,12 @@ _log = logging.getLogger(__name__)
 
 
 class Desk:
-    """Reviews pods by what ``options`` says at the time."""
+    """Reviews pods by what ``options`` says at the time; a review comes to its end ``within`` so many seconds."""
 
-    def __init__(self, options: Callable[[], Options], counted: Metrics) -> None:
+    def __init__(self, options: Callable[[], Options], counted: Metrics, within: float) -> None:
         self._options = options
         self._metrics = counted
+        self._within = within
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """To one request."""
@@ -36,7 +37,7 @@ class Desk:
         if request.content_type != "application/json":
             return sentence(415, f"{PATH} takes application/json.")
         try:
-            content = await body(request, reviews.LONGEST_BODY)
+            content = await body(request, reviews.LONGEST_BODY, self._within)
         except TooLarge:
             return self._malformed(413, f"A review has at most {reviews.LONGEST_BODY} bytes.")
         except TimeoutError:

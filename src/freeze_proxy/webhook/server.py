@@ -1,10 +1,11 @@
 """An HTTP server that strangers can reach: aiohttp's low-level one, and bounds around it.
 
-Whoever connects has ``COMPLETE_WITHIN`` seconds for each request, and there are ``MOST_CONNECTIONS`` at most: beyond
-that, the one that has been idle for longest is cut, so that a crowd of silent connections keeps nobody out.
+Whoever connects has some seconds for each request, and there are ``MOST_CONNECTIONS`` at most: beyond that, the one
+that has been idle for longest is cut, so that a crowd of silent connections keeps nobody out.
 """
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Awaitable, Callable
 
@@ -12,14 +13,17 @@ from aiohttp import web
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-COMPLETE_WITHIN = 10.0
-"""Seconds from a request's first byte, or a connection's beginning, to the end of its head; as many for its body."""
 MOST_CONNECTIONS = 512
 _IDLE = 120.0
 """Seconds for which a connection may wait for its next request: longer than the API server's 90."""
 _HANDSHAKE = 5.0
 _LAST_ANSWERS = 5.0
-_SWEEP_EVERY = 1.0
+_log = logging.getLogger(__name__)
+_unheard = logging.getLogger(__name__ + ".strangers")
+"""aiohttp's own: it has a traceback for whatever strangers send that is no HTTP. What fails here is logged here."""
+_unheard.disabled = True
+_SWEEPS = 10
+"""So many looks, while a request may take to come, at what takes longer."""
 
 
 class TooLarge(Exception):
@@ -27,12 +31,17 @@ class TooLarge(Exception):
 
 
 class Server:
-    """Answers requests by ``handler`` until ``close``."""
+    """Answers requests by ``handler`` until ``close``.
 
-    def __init__(self, handler: Handler) -> None:
+    ``complete_within``: seconds from a request's first byte, or a connection's beginning, to the end of its head.
+    """
+
+    def __init__(self, handler: Handler, complete_within: float) -> None:
+        self._complete_within = complete_within
         self._web = web.Server(
             self._counted(handler),
             access_log=None,
+            logger=_unheard,
             auto_decompress=False,
             keepalive_timeout=_IDLE,
             lingering_time=1.0,
@@ -40,6 +49,7 @@ class Server:
         self._connections: dict[asyncio.BaseTransport, _Connection] = {}
         self._listening: asyncio.Server | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._leaving = False
 
     @property
     def connections(self) -> int:
@@ -60,12 +70,17 @@ class Server:
         address: tuple[str, int] = self._listening.sockets[0].getsockname()[:2]
         return address
 
+    def leave(self) -> None:
+        """Answer as before, but each connection's next answer is its last: who comes again is to go elsewhere."""
+        self._leaving = True
+
     async def close(self) -> None:
         """Accept nobody any more, let requests under way end, within some seconds, and leave."""
         if self._listening is not None:
             self._listening.close()
         if self._sweeping is not None:
             self._sweeping.cancel()
+        self._web.pre_shutdown()  # idle connections
         await self._web.shutdown(_LAST_ANSWERS)
 
     def _counted(self, handler: Handler) -> Handler:
@@ -75,7 +90,14 @@ class Server:
                 return await handler(request)
             connection.busy, connection.since = True, None
             try:
-                return await handler(request)
+                try:
+                    answer = await handler(request)
+                except Exception:
+                    _log.exception("a request has failed", extra={"facts": {"path": request.path[:200]}})
+                    answer = sentence(500, "This request has failed; the log has the details.")
+                if self._leaving:
+                    answer.force_close()
+                return answer
             finally:
                 connection.busy, connection.quiet = False, asyncio.get_running_loop().time()
 
@@ -84,8 +106,8 @@ class Server:
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(_SWEEP_EVERY)
-            late = loop.time() - COMPLETE_WITHIN
+            await asyncio.sleep(self._complete_within / _SWEEPS)
+            late = loop.time() - self._complete_within
             for connection in list(self._connections.values()):
                 if connection.since is not None and connection.since < late:
                     connection.abort()
@@ -139,12 +161,12 @@ class _Connection(asyncio.Protocol):
         self._inner.connection_lost(exc)
 
 
-async def body(request: web.BaseRequest, longest: int) -> bytes:
-    """The request's body. Raises ``TooLarge``, and ``TimeoutError`` if it does not come."""
+async def body(request: web.BaseRequest, longest: int, complete_within: float) -> bytes:
+    """The request's body. Raises ``TooLarge``, and ``TimeoutError`` if it does not come within so many seconds."""
     if (request.content_length or 0) > longest:
         raise TooLarge
     parts, length = [], 0
-    async with asyncio.timeout(COMPLETE_WITHIN):
+    async with asyncio.timeout(complete_within):
         async for part in request.content.iter_any():
             length += len(part)
             if length > longest:

@@ -22,6 +22,7 @@ class Settings:
     check_every: float = 60.0
     settle: float = 5.0
     linger: float = 5.0
+    request_timeout: float = 10.0
     native_sidecars: str = "auto"
     daemon_port: int = 9696
     kubeconfig: str | None = None

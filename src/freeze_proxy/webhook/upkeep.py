@@ -24,7 +24,7 @@ from freeze_proxy.webhook.tls import Tls
 _ATTEMPTS = 5
 _PAUSES = (0.05, 0.3)
 """Seconds, from and to, before another attempt to write what others write too."""
-_RETRY, _LONGEST_RETRY = 2.0, 30.0
+_RETRY, _LONGEST_RETRY = 0.5, 30.0
 """Seconds after a failure, doubled with each."""
 _LARGEST_FILE = 1 << 20
 
