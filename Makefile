@@ -9,16 +9,20 @@ ARGS :=
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo picture test check format bench image setup system clean
+.PHONY: help demo picture test vm-test check format bench image setup system clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-run ## See a server fall silent between its requests
 	@$(PYTHON) -m scripts.demo $(ARGS)
 
 test: $(VENV)/.stamp-dev system ## Run every test
 	$(PYTHON) -m pytest $(ARGS)
+
+vm-test: $(VENV)/.stamp-dev ## Run the tests of the node on pure cgroup2 with systemd, in a virtual machine
+	@scripts/setup-system vm
+	@$(PYTHON) -m tests.vm $(ARGS)
 
 check: $(VENV)/.stamp-dev ## Check format, lint, types and the floors of the house
 	$(VENV)/bin/ruff format --check

@@ -75,7 +75,7 @@ def test_throttling_is_of_the_container_s_own_cgroup(kubelet: Kubelet) -> None:
             container = (await pods.find(pod.uid)).containers["user-container"]
             freezer = container.freezer("throttle")
             assert container.id in freezer.where
-            assert pod.uid in freezer.where
+            assert kubelet.containerd.cgroups.pod_name(pod.uid) in freezer.where
             assert freezer.freeze()
             assert freezer.still()
             freezer.thaw()

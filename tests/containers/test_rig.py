@@ -36,7 +36,7 @@ def test_each_pod_runs_on_the_runtime_that_was_asked_for(kubelet: Kubelet, runti
 def test_a_container_is_placed_as_a_kubelet_places_it(kubelet: Kubelet, runtime: str) -> None:
     pod = kubelet.pod(["user-container"], runtime)
     container = pod["user-container"]
-    path = f"/{kubelet.containerd.cgroups.name}/kubepods/burstable/pod{pod.uid}/{container.id}"
+    path = kubelet.containerd.cgroups.of_container(pod.uid, container.id)
     mounted = cgroups.hierarchies()
     for name, place in cgroups.places(container.pid).items():
         # The cgroup2 of a hybrid node is the one place where runtimes differ.
@@ -81,11 +81,12 @@ def test_a_deleted_pod_leaves_nothing(kubelet: Kubelet, runtime: str) -> None:
     pod = kubelet.pod(["user-container", "queue-proxy"], runtime)
     pod.restart("user-container")
     pids = [container.pid for container in pod.containers.values()]
-    assert kubelet.containerd.cgroups.below(f"pod{pod.uid}")
+    groups = kubelet.containerd.cgroups
+    assert groups.below(groups.pod_name(pod.uid))
     pod.delete(grace=5)
     until(lambda: not processes_with(pod.id), "its shim has ended")
     assert not any(map(cgroups.lives, pids))
-    assert not kubelet.containerd.cgroups.below(f"pod{pod.uid}")
+    assert not groups.below(groups.pod_name(pod.uid))
     assert not [mount for mount in mounts_below(kubelet.containerd.folder) if pod.id in mount]
     assert not kubelet.containerd.ctr("tasks", "list", "--quiet").strip()
 

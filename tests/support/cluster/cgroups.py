@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 from tests.support.needs import need, need_root
@@ -21,6 +22,14 @@ def hierarchies() -> dict[str, Path]:
             if name not in ("rw", "ro", "xattr", "clone_children"):
                 found.setdefault(name, Path(place))
     return found
+
+
+def driver() -> str:
+    """Which cgroup driver the node of a cluster has on a machine like this: ``systemd`` or ``cgroupfs``.
+
+    systemd's where it is the init (sd_booted(3)) and has cgroup2 alone.
+    """
+    return "systemd" if Path("/run/systemd/system").is_dir() and list(hierarchies()) == [""] else "cgroupfs"
 
 
 def places(pid: int) -> dict[str, Path]:
@@ -70,12 +79,37 @@ def processes_in(paths: list[Path]) -> list[int]:
 
 
 class Cgroups:
-    """A cgroup of this name right below the root of each hierarchy; runtimes make theirs below it."""
+    """A cgroup of this name right below the root of each hierarchy; runtimes make theirs below it.
 
-    def __init__(self, name: str) -> None:
+    With systemd's driver it is a slice, which systemd makes, and those of pods are slices and scopes in it.
+    """
+
+    def __init__(self, name: str, driver: str = "cgroupfs") -> None:
+        """With systemd's driver the name must have no dashes: they stand for slices in slices (systemd.slice(5))."""
         need_root()
         need(bool(hierarchies()), "There is no cgroup hierarchy here.")
-        self.name = name
+        self.driver = driver
+        self._slice = name
+        self.name = f"{name}.slice" if driver == "systemd" else name
+
+    def of_pod(self, uid: str) -> str:
+        """The path of a burstable pod's cgroup, as a kubelet has it whose ``--cgroup-root`` this is."""
+        if self.driver != "systemd":
+            return f"/{self.name}/kubepods/burstable/{self.pod_name(uid)}"
+        path, unit = f"/{self.name}", self._slice
+        for part in ("kubepods", "burstable", self.pod_name(uid)):
+            unit += f"-{part}"
+            path += f"/{unit}.slice"
+        return path
+
+    def of_container(self, uid: str, identity: str) -> str:
+        """The path of a container's cgroup in a pod, as containerd names it."""
+        name = f"cri-containerd-{identity}.scope" if self.driver == "systemd" else identity
+        return f"{self.of_pod(uid)}/{name}"
+
+    def pod_name(self, uid: str) -> str:
+        """What is in the names of a pod's cgroups and of no other's."""
+        return f"pod{uid.replace('-', '_')}" if self.driver == "systemd" else f"pod{uid}"
 
     def paths(self) -> list[Path]:
         """Those that exist."""
@@ -131,4 +165,6 @@ class Cgroups:
     def close(self) -> None:
         """End every process below, and remove all of it."""
         self.end()
+        if self.driver == "systemd":
+            subprocess.run(["systemctl", "stop", self.name], check=True, capture_output=True, timeout=60)
         self.remove()

@@ -12,11 +12,11 @@ from typing import Any
 import grpc
 
 from tests.support.cluster import archives
-from tests.support.cluster.cgroups import Cgroups
+from tests.support.cluster.cgroups import Cgroups, driver
 from tests.support.cluster.messages import MESSAGES
 from tests.support.cluster.programs import Daemon, end_processes_with, remove_folder
 from tests.support.needs import need_program, need_root
-from tests.support.wait import until
+from tests.support.wait import FACTOR, until
 
 RUNTIMES = ("runc", "crun")
 
@@ -53,7 +53,7 @@ runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}.options]
 BinaryName = "{program}"
 Root = "{folder}/{name}"
-SystemdCgroup = false
+SystemdCgroup = {systemd}
 """
 
 _CRUN = """#!/bin/sh
@@ -81,6 +81,13 @@ def _snapshotter(folder: Path) -> str:
     return "native" if "overlay" in kind.stdout else "overlayfs"
 
 
+def _cgroups(word: str) -> Cgroups:
+    """Those of one containerd, by the driver that is usual here."""
+    if driver() == "systemd":
+        return Cgroups(f"freezeproxytest{os.getpid()}{word}", "systemd")
+    return Cgroups(f"freeze-proxy-test-{os.getpid()}-{word}")
+
+
 class Containerd:
     """Runs from ``start`` to ``close``; may be ended in between, and started again on the same state.
 
@@ -98,7 +105,7 @@ class Containerd:
         # Not below pytest's folder: a socket's path may have 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="freeze-proxy-"))
         try:
-            self.cgroups = Cgroups(f"freeze-proxy-test-{os.getpid()}-{self.folder.name.rpartition('-')[2]}")
+            self.cgroups = _cgroups(self.folder.name.rpartition("-")[2])
             self.socket = self.folder / "containerd.sock"
             self.channel = grpc.insecure_channel(
                 f"unix://{self.socket}",
@@ -114,7 +121,12 @@ class Containerd:
             text = _CONFIG.format(folder=self.folder, pause=archives.PAUSE, snapshotter=self.snapshotter)
             self.programs = {name: _runtime(name, self.folder) for name in RUNTIMES}
             for name, runs in self.programs.items():
-                text += _RUNTIME.format(name=name, program=runs, folder=self.folder)
+                text += _RUNTIME.format(
+                    name=name,
+                    program=runs,
+                    folder=self.folder,
+                    systemd=str(self.cgroups.driver == "systemd").lower(),
+                )
             config.write_text(text)
             self.archive = self.folder / "images.tar"
             archives.write(self.archive)
@@ -157,12 +169,12 @@ class Containerd:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=MESSAGES[f"{method}Response"].FromString,
         )
-        return invoke(MESSAGES[f"{method}Request"](**fields), timeout=within, wait_for_ready=True)
+        return invoke(MESSAGES[f"{method}Request"](**fields), timeout=within * FACTOR, wait_for_ready=True)
 
     def ctr(self, *arguments: str | Path) -> str:
         """containerd's own command line; returns what it prints."""
         command = ["ctr", "--address", self.socket, "--namespace", self.namespace, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30 * FACTOR)
         assert done.returncode == 0, f"ctr {' '.join(map(str, arguments))}: {done.stderr.strip()}"
         return done.stdout
 

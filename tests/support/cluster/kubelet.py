@@ -136,7 +136,7 @@ class Pod:
             "labels": self.labels,
             "linux": {
                 # The node's network: it needs no plugins, and freezing has nothing to do with it.
-                "cgroup_parent": f"/{kubelet.containerd.cgroups.name}/kubepods/burstable/pod{self.uid}",
+                "cgroup_parent": kubelet.containerd.cgroups.of_pod(self.uid),
                 "security_context": {"namespace_options": {"network": NODE, "pid": 1}},
             },
         }
@@ -178,8 +178,9 @@ class Pod:
             container.remove()
         call("RemovePodSandbox", pod_sandbox_id=self.id)
         # Of a container whose shim was killed a process may be left that nobody ends.
-        self.kubelet.containerd.cgroups.end(f"pod{self.uid}")
-        self.kubelet.containerd.cgroups.remove(f"pod{self.uid}")
+        groups = self.kubelet.containerd.cgroups
+        groups.end(groups.pod_name(self.uid))
+        groups.remove(groups.pod_name(self.uid))
         for folder in (self.folder, self.logs):
             shutil.rmtree(folder, ignore_errors=True)
         self.kubelet.pods.remove(self)
@@ -222,9 +223,9 @@ class Kubelet:
 
     def _remove_by_force(self, pod: Pod) -> None:
         """For a pod that its runtime cannot delete, as after a pause that was mixed with a write to the cgroup."""
-        call = self.containerd.call
-        self.containerd.cgroups.end(f"pod{pod.uid}")
+        call, groups = self.containerd.call, self.containerd.cgroups
+        groups.end(groups.pod_name(pod.uid))
         call("StopPodSandbox", pod_sandbox_id=pod.id)
         call("RemovePodSandbox", pod_sandbox_id=pod.id)
-        self.containerd.cgroups.remove(f"pod{pod.uid}")
+        groups.remove(groups.pod_name(pod.uid))
         self.pods.remove(pod)
