@@ -441,8 +441,15 @@ def doctor(exclude: tuple[str, ...], as_json: bool, **given: Any) -> None:
     "--native-sidecars",
     type=click.Choice(("auto", "always", "never")),
     default="auto",
-    help="Whether the sidecar is a restartable init container. auto: where the API server is of 1.29 or later; say "
-    "never while there are nodes older than that.",
+    help="Whether the sidecar is a restartable init container. auto: where the API server is of 1.29 or later, and "
+    "outside Knative of 1.33, from which on Services find its port; say never while there are nodes older than that.",
+)
+@_setting(
+    "--sandboxed",
+    multiple=True,
+    metavar="NAME",
+    help="A runtime class whose processes no node can freeze, besides those that begin with gvisor, runsc or kata; may "
+    "be given several times.",
 )
 @_setting("--daemon-port", type=click.IntRange(1, 65535), default=9696, help="The daemon's port on every node.")
 @_setting(

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from freeze_proxy.daemon.settings import EXCLUDED
 from freeze_proxy.sidecar.config import Config
 from freeze_proxy.webhook.annotations import PREFIX, SIDECARS
-from freeze_proxy.webhook.inject import Options, defaults_trouble, inject
+from freeze_proxy.webhook.inject import IMAGE_USER, Options, defaults_trouble, inject
 
 PODS = sorted((Path(__file__).parent / "pods").glob("*.json"))
 NATIVE = Options(image="sidecar")
-PLAIN = Options(image="sidecar", native_sidecars=False)
+PLAIN = Options(image="sidecar", native_sidecars=False, native_ports=False)
 
 
 def sample(path: Path) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def test_outside_knative_the_sidecar_takes_over_the_ports_name() -> None:
     web, sidecar, config = new["spec"]["containers"][0], sidecar_of(new), told(new)
     assert web["ports"] == [{"containerPort": 8000}]
     assert sidecar["ports"][0] == {"name": "http", "containerPort": config.listen[1], "protocol": "TCP"}
-    assert config.listen[0] == "0.0.0.0"
+    assert config.listen[0] == "::"  # IPv4, too; and where there is no IPv6, IPv4 alone
     assert web["startupProbe"]["tcpSocket"]["port"] == 8000
     assert web["readinessProbe"]["httpGet"] == {"path": "/ready", "port": config.admin[1], "scheme": "HTTP"}
     assert (config.readiness[0].port, config.readiness[0].path) == (8000, "/$(HOST_IP)")  # and not expanded
@@ -148,11 +148,112 @@ def test_a_node_with_an_ipv6_address_has_a_daemon_too() -> None:
     assert told(injected(plain_pod()), "fd00::7").daemon == ("fd00::7", 9696)
 
 
-def test_ports_that_are_taken_are_left_alone() -> None:
+@pytest.mark.parametrize(
+    "takes",
+    [
+        {"ports": [{"containerPort": 9999}]},
+        {"env": [{"name": "METRICS_PORT", "value": "9999"}]},
+        {"startupProbe": {"tcpSocket": {"port": 9999}}},
+        {"lifecycle": {"postStart": {"httpGet": {"port": 9999}}}},
+    ],
+)
+@pytest.mark.parametrize("where", ["containers", "initContainers"])
+def test_ports_that_are_taken_are_left_alone(where: str, takes: dict[str, Any]) -> None:
     pod = sample(PODS[0])
-    pod["spec"]["containers"][0]["ports"].append({"containerPort": 9999})
+    mesh = {"name": "istio-proxy", "image": "x"}
+    pod["spec"].setdefault(where, []).append(mesh | takes)
     config = told(injected(pod))
     assert (config.listen[1], config.admin[1]) == (9998, 9997)
+
+
+def test_without_two_free_ports_it_is_left_alone() -> None:
+    pod = sample(PODS[0])
+    pod["spec"]["containers"][-1]["ports"] += [{"containerPort": port} for port in range(1025, 10000)]
+    outcome = inject(pod, "default", NATIVE, "n")
+    assert outcome.patch == []
+    assert "no two ports left" in outcome.warnings[0]
+
+
+def test_other_ports_of_a_container_that_will_be_frozen_are_warned_of() -> None:
+    pod = plain_pod()
+    pod["spec"]["containers"][0]["ports"].append({"name": "metrics", "containerPort": 9100})
+    outcome = inject(pod, "default", NATIVE, "n")
+    assert outcome.patch
+    assert len(outcome.warnings) == 1
+    assert "port 9100 of container web is not relayed" in outcome.warnings[0]
+
+
+def test_ports_of_other_webhooks_sidecars_do_not_serve() -> None:
+    pod = plain_pod()
+    pod["spec"]["containers"].insert(0, {"name": "istio-proxy", "ports": [{"name": "http", "containerPort": 15090}]})
+    assert told(injected(pod)).target == ("127.0.0.1", 8000)
+
+
+def test_outside_knative_a_native_sidecar_waits_for_services_that_find_its_port() -> None:
+    """From 1.29 to 1.32 no Service finds a port of a restartable init container by its name."""
+    between = Options(image="sidecar", native_sidecars=True, native_ports=False)
+    assert "initContainers" not in injected(plain_pod(), between)["spec"]
+    assert injected(sample(PODS[0]), between)["spec"]["initContainers"]
+
+
+def test_as_the_first_container_it_is_not_the_one_that_kubectl_takes() -> None:
+    key = "kubectl.kubernetes.io/default-container"
+    assert injected(plain_pod(), PLAIN)["metadata"]["annotations"] == {key: "web"}
+    pod = plain_pod()
+    pod["metadata"]["annotations"] = {key: "other"}
+    assert injected(pod, PLAIN)["metadata"]["annotations"] == {key: "other"}
+    assert "annotations" not in injected(plain_pod(), NATIVE)["metadata"]
+
+
+def test_where_the_pods_user_is_root_the_sidecar_is_the_images_user() -> None:
+    """It must not be root, and the kubelet would not start it as one."""
+    pod = sample(PODS[0])
+    assert "runAsUser" not in sidecar_of(injected(pod))["securityContext"]
+    pod["spec"]["securityContext"] = {"runAsUser": 0}
+    assert sidecar_of(injected(pod))["securityContext"]["runAsUser"] == IMAGE_USER
+    assert f"USER {IMAGE_USER}:" in (Path(__file__).parents[2] / "Dockerfile").read_text()
+
+
+def test_resources_fit_what_the_pod_has() -> None:
+    pod = sample(PODS[0])
+    pod["spec"]["resources"] = {"limits": {"cpu": "1"}}  # of the whole pod
+    assert "resources" not in sidecar_of(injected(pod))
+    pod = sample(PODS[0])
+    for each in pod["spec"]["containers"]:
+        each["resources"] = {"limits": {"cpu": "100m"}}
+    assert sidecar_of(injected(pod))["resources"]["limits"] == {"cpu": "1", "memory": "64Mi"}
+    del pod["spec"]["containers"][0]["resources"]
+    assert sidecar_of(injected(pod))["resources"]["limits"] == {"memory": "64Mi"}
+
+
+def test_a_job_is_not_kept_from_its_end() -> None:
+    pod = plain_pod()
+    pod["spec"]["restartPolicy"] = "Never"
+    assert inject(pod, "default", NATIVE, "n").patch
+    outcome = inject(pod, "default", PLAIN, "n")
+    assert outcome.patch == []
+    assert "to end by itself" in outcome.warnings[0]
+
+
+def test_who_is_paused_by_queue_proxy_is_left_alone() -> None:
+    """Serving 0.26 to 1.9 can pause containers itself; two would hold one reins."""
+    pod = sample(PODS[0])
+    pod["spec"]["containers"][-1]["env"].append({"name": "CONCURRENCY_STATE_ENDPOINT", "value": "http://$HOST_IP:9696"})
+    outcome = inject(pod, "default", NATIVE, "n")
+    assert outcome.patch == []
+    assert "take concurrency-state-endpoint out" in outcome.warnings[0]
+
+
+def test_a_readiness_probe_for_each_container_keeps_its_form() -> None:
+    pod = sample(PODS[0])
+    each = [{"grpc": {"port": 8080, "service": "a"}, "periodSeconds": 7}, {"tcpSocket": {"port": 5432}}]
+    env = {one["name"]: one for one in pod["spec"]["containers"][-1]["env"]}
+    env["SERVING_READINESS_PROBE"]["value"] = json.dumps(each)
+    new = injected(pod)
+    asked = next(e["value"] for e in new["spec"]["containers"][-1]["env"] if e["name"] == "SERVING_READINESS_PROBE")
+    action = {"path": "/ready", "port": 9998, "host": "127.0.0.1", "scheme": "HTTP"}
+    assert json.loads(asked) == [{"httpGet": action, "periodSeconds": 7}, {"httpGet": action}]
+    assert [(probe.kind, probe.port) for probe in told(new).readiness] == [("grpc", 8080), ("tcp", 5432)]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +289,14 @@ def test_annotations_reach_the_sidecar_before_the_clusters_defaults() -> None:
     [
         ({"hostNetwork": True}, "host's network"),
         ({"runtimeClassName": "gvisor"}, "gvisor"),
+        ({"runtimeClassName": "kata-mshv-vm-isolation"}, "kata-mshv-vm-isolation"),
+        ({"runtimeClassName": "enclave"}, "enclave"),
+        ({"os": {"name": "windows"}}, "Windows"),
+        (
+            {"containers": [{"name": "a", "ports": [{"name": "user-port", "containerPort": 1, "hostPort": 1}]}]},
+            "hostPort",
+        ),
+        ({"containers": [{"name": "a", "ports": [{"name": "user-port", "containerPort": 1}]}]}, "USER_PORT"),
         ({"containers": [{"name": "a"}]}, "user-port"),
         ({"initContainers": [{"name": "freeze-proxy"}]}, "did not put there"),
         ({"containers": {}}, "no container to freeze"),
@@ -197,7 +306,8 @@ def test_annotations_reach_the_sidecar_before_the_clusters_defaults() -> None:
 def test_what_cannot_be_handled_is_let_through_with_a_warning(change: dict[str, Any], warned: str) -> None:
     pod = sample(PODS[0])
     pod["spec"] |= change
-    outcome = inject(pod, "default", NATIVE, "n")
+    options = Options(image="sidecar", sandboxed_runtime_classes=frozenset({"enclave"}))
+    outcome = inject(pod, "default", options, "n")
     assert (outcome.patch, outcome.refused) == ([], "")
     assert warned in outcome.warnings[0]
 

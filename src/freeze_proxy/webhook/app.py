@@ -18,15 +18,17 @@ from freeze_proxy.webhook.cluster import Cluster
 from freeze_proxy.webhook.defaults import Defaults
 from freeze_proxy.webhook.desk import Desk
 from freeze_proxy.webhook.health import Health
-from freeze_proxy.webhook.inject import Options
+from freeze_proxy.webhook.inject import EXCLUDED_NAMESPACES, Options
 from freeze_proxy.webhook.metrics import Metrics
 from freeze_proxy.webhook.server import Server
 from freeze_proxy.webhook.settings import Failure, Settings
 from freeze_proxy.webhook.tls import Tls
 from freeze_proxy.webhook.upkeep import Mounted, Shared, Upkeep
 
-NATIVE_SIDECARS_SINCE = (1, 29)
-"""Kubernetes 1.29 has the feature ``SidecarContainers`` on by default."""
+NATIVE_SIDECARS_SINCE, NATIVE_PORTS_SINCE = (1, 29), (1, 33)
+"""Kubernetes 1.29 has the feature ``SidecarContainers`` on by default. Before 1.33 (some of 1.32 do) no Service finds
+their ports by name: kubernetes/kubernetes#127976 and #128850."""
+_AS_RELEASES = {"always": (99, 0), "never": (0, 0)}
 _DEFAULTS_EVERY = 10.0
 _RELEASE_EVERY, _RELEASE_RETRY = 600.0, 1.0
 
@@ -52,12 +54,17 @@ class Webhook:
         self._metrics = Metrics()
         self._tls = Tls()
         self._defaults = Defaults(settings.config_dir)
-        self._native: bool | None = {"always": True, "never": False}.get(settings.native_sidecars)
-        self._options = Options(settings.image, settings.daemon_port)
+        self._release: tuple[int, int] | None = _AS_RELEASES.get(settings.native_sidecars)
+        self._options = Options(
+            settings.image,
+            settings.daemon_port,
+            excluded_namespaces=EXCLUDED_NAMESPACES | {settings.namespace},
+            sandboxed_runtime_classes=frozenset(settings.sandboxed),
+        )
         self._cluster: Cluster | None = None
         self._certificate = asyncio.Event()
         self._listens = self._leaving = False
-        if settings.cert_dir is None or self._native is None:
+        if settings.cert_dir is None or self._release is None:
             try:
                 self._cluster = Cluster(settings.kubeconfig, settings.context, settings.namespace)
             except NotConfigured as error:
@@ -103,11 +110,11 @@ class Webhook:
     async def _open(self, health: str) -> None:
         """Accept reviews, once there is a certificate and it is known what to put into pods; then stay."""
         await self._certificate.wait()
-        while self._native is None:
+        while self._release is None:
             await asyncio.sleep(0.05)
         address = await _listen(self._server, self._settings.listen, "--listen", self._tls.context)
         self._listens = True
-        facts = {"listen": written(address), "health": health, "native_sidecars": self._native}
+        facts = {"listen": written(address), "health": health, "native_sidecars": self._options.native_sidecars}
         _log.info("the webhook has started", extra={"facts": facts})
         # What is here now stays for good; the collector need not look at it again.
         gc.collect()
@@ -147,7 +154,7 @@ class Webhook:
 
     async def _follow_release(self) -> None:
         """Clusters are upgraded; where the setting says what to do, this ends never and does nothing."""
-        if self._native is not None:
+        if self._release is not None:
             await asyncio.Event().wait()
         said = ""
         while True:
@@ -161,13 +168,17 @@ class Webhook:
                 await asyncio.sleep(_RELEASE_RETRY)
                 continue
             said = ""
-            self._native = release >= NATIVE_SIDECARS_SINCE
+            self._release = release
             self._decide()
             await asyncio.sleep(_RELEASE_EVERY)
 
     def _decide(self) -> None:
+        release = self._release or (0, 0)
         self._options = dataclasses.replace(
-            self._options, native_sidecars=bool(self._native), defaults=self._defaults.values
+            self._options,
+            native_sidecars=release >= NATIVE_SIDECARS_SINCE,
+            native_ports=release >= NATIVE_PORTS_SINCE,
+            defaults=self._defaults.values,
         )
 
     # What /readyz asks.
@@ -179,7 +190,7 @@ class Webhook:
         troubles = []
         if not self._tls.good(datetime.now(UTC)):
             troubles.append(self._upkeep.trouble or "The certificate has ended.")
-        if self._native is None:
+        if self._release is None:
             troubles.append("It is not known yet whether the cluster has native sidecars.")
         if not self._listens and not troubles:
             troubles.append("It does not listen yet.")

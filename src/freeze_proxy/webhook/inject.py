@@ -7,6 +7,9 @@ On Knative the server is the container with the port named ``user-port``, and qu
 Elsewhere a pod asks for the sidecar by the label ``freeze.extensions.knative.dev/inject: "true"``, and its Service
 must have a *named* target port: the sidecar takes over that name. It is the name of the pod's only named TCP port; of
 several the one that is called ``http``, ``http1``, ``h2c`` or ``grpc``, if only one is.
+
+Nothing that is put into a pod may have the API server refuse it, or the kubelet not start it: what the sidecar asks for
+follows what the pod has (``_resources``, ``_security``).
 """
 
 from __future__ import annotations
@@ -27,18 +30,21 @@ from freeze_proxy.webhook.annotations import (
     said,
     usable,
 )
+from freeze_proxy.webhook.patch import difference
+from freeze_proxy.webhook.ports import STEADY, all_containers, named_ports, serving_port, used_ports
 from freeze_proxy.webhook.probes import Unfit
 
 __all__ = ["Options", "Outcome", "defaults_trouble", "inject"]
 
 NAME = "freeze-proxy"
 EXCLUDED_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease", "freeze-proxy", "knative-serving"})
-SANDBOXED = frozenset({"gvisor", "runsc", "kata", "kata-qemu", "kata-clh", "kata-fc", "kata-dragonball"})
-"""Their processes are not the node's: there is nothing to freeze."""
+SANDBOXED = ("gvisor", "runsc", "kata")
+"""How the names of runtime classes begin whose processes are not the node's: there is nothing to freeze."""
+IMAGE_USER = 65532
+"""Whom the sidecar's image runs as: its Dockerfile says so, and a test compares them."""
 
-_SERVICE_PORTS = ("http", "http1", "h2c", "grpc")
-_RESERVED = frozenset({8008, 8012, 8013, 8022, 8112, 9090, 9091, 9696, 9697})
 _TOKEN_FOLDER = "/var/run/secrets/freeze-proxy"  # noqa: S105 - where it is, not what
+_DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 _VARIABLES = {
     "mode": "MODE",
     "grace": "GRACE",
@@ -50,19 +56,24 @@ _VARIABLES = {
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the cluster says; ``defaults``: annotations without their prefix, from the ConfigMap."""
+    """What the cluster says; ``defaults``: annotations without their prefix, from the ConfigMap.
+
+    ``native_sidecars``: it has restartable init containers; ``native_ports``: and Services find their ports by name.
+    """
 
     image: str
     daemon_port: int = 9696
     audience: str = "freeze"
     token_seconds: int = 600
     native_sidecars: bool = True
+    native_ports: bool = True
     defaults: Mapping[str, str] = field(default_factory=dict)
     cpu_request: str = "10m"
+    cpu_limit: str = "1"
     memory_request: str = "16Mi"
     memory_limit: str = "64Mi"
     excluded_namespaces: frozenset[str] = EXCLUDED_NAMESPACES
-    sandboxed_runtime_classes: frozenset[str] = SANDBOXED
+    sandboxed_runtime_classes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ def inject(pod: Mapping[str, Any], namespace: str, options: Options, nonce: str)
     warnings: list[str] = []
     try:
         new = _injected(pod, namespace, options, nonce, warnings)
-        return Outcome(_diff(pod, new, "") if new is not None else [], warnings)
+        return Outcome(difference(pod, new, "") if new is not None else [], warnings)
     except Refused as refusal:
         return Outcome([], warnings, str(refusal))
     except Unfit as reason:
@@ -100,7 +111,7 @@ def _injected(
     if wanted == "false" or (not knative and wanted != "true"):
         return None
     containers = pod["spec"].get("containers") or []
-    inside = any(each["name"] == NAME for each in _all_containers(pod["spec"]))
+    inside = any(each["name"] == NAME for each in all_containers(pod["spec"]))
     if inside and labels.get(PREFIX + "injected") == "true":
         return None
     if inside:
@@ -113,22 +124,25 @@ def _injected(
     if told.get("mode") == "off" or told.get("attach") == "ambient" or told.get("inject") == "false":
         return None
     frozen = _frozen(containers, told, options)
-    _check_fit(pod["spec"], namespace, options)
-    return _Pod(pod, knative, frozen, options).with_sidecar(told, nonce)
+    native = options.native_sidecars and (knative or options.native_ports)
+    _check_fit(pod["spec"], namespace, options, native)
+    new = _Pod(pod, knative, native, frozen, options)
+    warnings += new.passed_by()
+    return new.with_sidecar(told, nonce)
 
 
-def _check_fit(spec: Mapping[str, Any], namespace: str, options: Options) -> None:
-    runtime = spec.get("runtimeClassName")
+def _check_fit(spec: Mapping[str, Any], namespace: str, options: Options, native: bool) -> None:
+    runtime = spec.get("runtimeClassName") or ""
     if namespace in options.excluded_namespaces:
         raise Unfit(f"the namespace {namespace} is excluded")
     if spec.get("hostNetwork"):
         raise Unfit("it is in the host's network, where its ports are not its own")
-    if runtime in options.sandboxed_runtime_classes:
+    if runtime.startswith(SANDBOXED) or runtime in options.sandboxed_runtime_classes:
         raise Unfit(f"its runtime class {runtime} keeps its processes where the node's daemon cannot freeze them")
     if (spec.get("os") or {}).get("name") == "windows":
         raise Unfit("it is for Windows")
-    if not options.native_sidecars and spec.get("restartPolicy") in ("Never", "OnFailure"):
-        raise Unfit("it is to end by itself, which a sidecar would keep it from before Kubernetes 1.29")
+    if not native and spec.get("restartPolicy") in ("Never", "OnFailure"):
+        raise Unfit("it is to end by itself, which a sidecar would keep it from before Kubernetes 1.33")
 
 
 def _frozen(containers: list[Any], told: Mapping[str, str], options: Options) -> list[str]:
@@ -151,26 +165,43 @@ def _frozen(containers: list[Any], told: Mapping[str, str], options: Options) ->
 class _Pod:
     """A copy of the pod, in the making."""
 
-    def __init__(self, pod: Mapping[str, Any], knative: bool, frozen: list[str], options: Options) -> None:
+    def __init__(
+        self, pod: Mapping[str, Any], knative: bool, native: bool, frozen: list[str], options: Options
+    ) -> None:
         self.pod: dict[str, Any] = copy.deepcopy(dict(pod))
         self.spec = self.pod["spec"]
         self.containers = self.spec["containers"]
-        self.knative = knative
+        self.knative, self.native = knative, native
         self.frozen = frozen
         self.options = options
         if not frozen:
             raise Unfit("it has no container to freeze")
-        self.server, self.port = _serving_port(self.containers, knative)
+        self.server, self.port = serving_port(self.containers, knative)
         self.user_port = self.port["containerPort"]
         if type(self.user_port) is not int or not 0 < self.user_port < 65536:
             raise Unfit("its serving port has no number")
-        used = _used_ports(self.spec)
-        self.data = next(port for port in range(9999, 1024, -1) if port not in used)
-        self.admin = next(port for port in range(min(9998, self.data - 1), 1024, -1) if port not in used)
+        for each in self._frozen_containers():
+            if any(port.get("hostPort") for port in each.get("ports") or []):
+                raise Unfit(f"its container {each['name']} has a hostPort, where requests go past the sidecar")
+        used = used_ports(self.spec)
+        free = (port for port in range(9999, 1024, -1) if port not in used)
+        self.data, self.admin = next(free, 0), next(free, 0)
+        if not self.admin:
+            raise Unfit("it has no two ports left for the sidecar")
+
+    def passed_by(self) -> list[str]:
+        """Warnings of ports that find a server which may be frozen: nobody stands before them."""
+        return [
+            f"freeze-proxy: port {port['containerPort']} of container {each['name']} is not relayed: what comes in "
+            "there finds the container frozen at times, and does not wake it."
+            for each in self._frozen_containers()
+            for port in each.get("ports") or []
+            if port is not self.port
+        ]
 
     def with_sidecar(self, told: Mapping[str, str], nonce: str) -> dict[str, Any]:
         waits = any(
-            each.get("startupProbe") or any((each.get(kind) or {}).get("exec") for kind in _STEADY)
+            each.get("startupProbe") or any((each.get(kind) or {}).get("exec") for kind in STEADY)
             for each in self._frozen_containers()
         )
         readiness = self._redirect_queue_proxy() if self.knative else []
@@ -185,24 +216,16 @@ class _Pod:
             self._take_over_name(sidecar["ports"])
         volume = self._token_volume()
         sidecar |= {
-            "resources": {
-                "requests": {"cpu": self.options.cpu_request, "memory": self.options.memory_request},
-                "limits": {"memory": self.options.memory_limit},
-            },
+            **self._resources(),
             # The hook thaws at once and answers when no request will come; only the pod's spec holds the nonce.
             "lifecycle": {"preStop": {"httpGet": {"path": f"/drain/{nonce}", "port": self.admin, "scheme": "HTTP"}}},
-            "securityContext": {
-                "allowPrivilegeEscalation": False,
-                "capabilities": {"drop": ["ALL"]},
-                "readOnlyRootFilesystem": True,
-                "runAsNonRoot": True,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": self._security(),
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": [{"name": volume, "mountPath": _TOKEN_FOLDER, "readOnly": True}],
         }
         # It has no probe of its own: one that waited for the server would hold up a native sidecar's pod for ever.
-        if self.options.native_sidecars:
+        metadata = self.pod["metadata"]
+        if self.native:
             # The last: the init containers before it have run by then, and need nothing of it.
             self.spec["initContainers"] = [
                 *(self.spec.get("initContainers") or []),
@@ -210,9 +233,36 @@ class _Pod:
             ]
         else:
             self.containers.insert(0, sidecar)
-        metadata = self.pod["metadata"]
+            # Else kubectl logs and exec would take the first.
+            metadata["annotations"] = {_DEFAULT_CONTAINER: self.server["name"], **(metadata.get("annotations") or {})}
         metadata["labels"] = {**(metadata.get("labels") or {}), PREFIX + "injected": "true"}
         return self.pod
+
+    def _resources(self) -> dict[str, Any]:
+        """Requests, as a pod that is scaled by its CPU needs of each container; and limits.
+
+        The limits of the whole pod, where it has them (Kubernetes 1.34), would have to be wide enough. Where every
+        container has a CPU limit, a quota may demand one.
+        """
+        if self.spec.get("resources"):
+            return {}
+        limits = {"memory": self.options.memory_limit}
+        if all("cpu" in ((each.get("resources") or {}).get("limits") or {}) for each in self.containers):
+            limits["cpu"] = self.options.cpu_limit
+        requests = {"cpu": self.options.cpu_request, "memory": self.options.memory_request}
+        return {"resources": {"requests": requests, "limits": limits}}
+
+    def _security(self) -> dict[str, Any]:
+        """Restricted, by the Pod Security Standards. The image's user is said only where the pod's would be root."""
+        root = (self.spec.get("securityContext") or {}).get("runAsUser") == 0
+        return {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            **({"runAsUser": IMAGE_USER} if root else {}),
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
 
     def _frozen_containers(self) -> list[dict[str, Any]]:
         return [each for each in self.containers if each["name"] in self.frozen]
@@ -221,22 +271,22 @@ class _Pod:
         """Points queue-proxy at the sidecar, and gives back the readiness probes that it ran."""
         queue: dict[str, Any] = next((each for each in self.containers if each["name"] == "queue-proxy"), {})
         env = {each["name"]: each for each in queue.get("env") or []}
+        if env.get("CONCURRENCY_STATE_ENDPOINT", {}).get("value"):
+            raise Unfit("its queue-proxy pauses it already: take concurrency-state-endpoint out of config-deployment")
         if not env.get("USER_PORT", {}).get("value"):
             raise Unfit("its queue-proxy has no USER_PORT, as Knative Serving 0.25 and later give it")
         env["USER_PORT"]["value"] = str(self.data)
         probe = env.get("SERVING_READINESS_PROBE", {})
         if not probe.get("value"):
             return []
-        probe["value"], originals = probes.serving(
-            probe["value"], _named_ports(self.server), self.user_port, self.admin
-        )
+        probe["value"], originals = probes.serving(probe["value"], named_ports(self.server), self.user_port, self.admin)
         return originals
 
     def _move_probes(self) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
         """Moves what the kubelet asks the frozen containers; gives back the readiness and the liveness originals."""
         readiness, liveness = [], {}
         for each in self._frozen_containers():
-            ports = _named_ports(each)
+            ports = named_ports(each)
             if probes.movable(each.get("readinessProbe")):
                 readiness.append(probes.original(each["readinessProbe"], ports, self.user_port))
                 each["readinessProbe"] = probes.moved(each["readinessProbe"], "/ready", self.admin)
@@ -250,7 +300,7 @@ class _Pod:
         name = self.port.pop("name")
         ports.insert(0, {"name": name, "containerPort": self.data, "protocol": "TCP"})
         hooks = self.server.get("lifecycle") or {}
-        for asks in (*(self.server.get(kind) for kind in (*_STEADY, "startupProbe")), *hooks.values()):
+        for asks in (*(self.server.get(kind) for kind in (*STEADY, "startupProbe")), *hooks.values()):
             for action in (asks or {}).values():
                 if isinstance(action, dict) and action.get("port") == name:
                     action["port"] = self.user_port
@@ -282,7 +332,7 @@ class _Pod:
             # The brackets are for IPv6, and do no harm elsewhere.
             "DAEMON": f"[$(HOST_IP)]:{self.options.daemon_port}",
             "TARGET": f"127.0.0.1:{self.user_port}",
-            "LISTEN": f"127.0.0.1:{self.data}" if self.knative else f":{self.data}",
+            "LISTEN": f"127.0.0.1:{self.data}" if self.knative else f"[::]:{self.data}",
             "ADMIN": f":{self.admin}",
             "TOKEN_FILE": f"{_TOKEN_FOLDER}/token",
             "CONTAINERS": ",".join(self.frozen),
@@ -302,80 +352,3 @@ class _Pod:
             },
             *({"name": f"FREEZE_PROXY_{name}", "value": value} for name, value in values.items() if value),
         ]
-
-
-_STEADY = ("readinessProbe", "livenessProbe")
-
-
-def _all_containers(spec: Mapping[str, Any]) -> list[Any]:
-    return [*(spec.get("containers") or []), *(spec.get("initContainers") or [])]
-
-
-def _serving_port(containers: list[Any], knative: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The serving container and its port, by the rule at the top."""
-    named = [
-        (each, port)
-        for each in containers
-        if each["name"] not in NEVER_FROZEN
-        for port in each.get("ports") or []
-        if port.get("name") and port.get("protocol", "TCP") == "TCP"
-    ]
-    if knative:
-        named = [(each, port) for each, port in named if port["name"] == "user-port"]
-    elif len(named) > 1:
-        named = [(each, port) for each, port in named if port["name"] in _SERVICE_PORTS]
-    if len(named) != 1:
-        raise Unfit(
-            f"it has {len(named)} ports named user-port instead of one"
-            if knative
-            else "which port serves is not clear: give a name to one TCP port only, or call one of them http"
-        )
-    return named[0]
-
-
-def _named_ports(container: Mapping[str, Any]) -> dict[str, int]:
-    return {port["name"]: port["containerPort"] for port in container.get("ports") or [] if port.get("name")}
-
-
-def _used_ports(spec: Mapping[str, Any]) -> set[int]:
-    """What containers declare, and what their environment calls a port."""
-    used = set(_RESERVED)
-    for each in _all_containers(spec):
-        used |= {port.get("containerPort") for port in each.get("ports") or []}
-        for variable in each.get("env") or []:
-            value = variable.get("value")
-            if variable["name"].endswith("PORT") and isinstance(value, str) and value.isdecimal() and len(value) < 6:
-                used.add(int(value))
-    return used
-
-
-def _diff(old: Any, new: Any, path: str) -> list[dict[str, Any]]:
-    """The JSON Patch (RFC 6902) that makes ``new`` of ``old``; a list grows by elements with names of their own."""
-    if old == new:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        patch = []
-        for key in (*old, *(key for key in new if key not in old)):
-            place = path + "/" + key.replace("~", "~0").replace("/", "~1")
-            if key not in new:
-                patch.append({"op": "remove", "path": place})
-            elif key not in old:
-                patch.append({"op": "add", "path": place, "value": new[key]})
-            else:
-                patch += _diff(old[key], new[key], place)
-        return patch
-    if isinstance(old, list) and isinstance(new, list):
-        added = [n for n, each in enumerate(new) if isinstance(each, dict) and each.get("name") not in _names(old)]
-        kept = [each for n, each in enumerate(new) if n not in added]
-        if len(kept) != len(old):
-            added, kept = [], new
-        if len(kept) == len(old):
-            patch = []
-            for n, (one, other) in enumerate(zip(old, kept, strict=True)):
-                patch += _diff(one, other, f"{path}/{n}")
-            return patch + [{"op": "add", "path": f"{path}/{n}", "value": new[n]} for n in added]
-    return [{"op": "replace", "path": path, "value": new}]
-
-
-def _names(elements: list[Any]) -> list[Any]:
-    return [each.get("name") for each in elements if isinstance(each, dict)]

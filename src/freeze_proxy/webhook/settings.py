@@ -24,6 +24,7 @@ class Settings:
     linger: float = 5.0
     request_timeout: float = 10.0
     native_sidecars: str = "auto"
+    sandboxed: tuple[str, ...] = ()
     daemon_port: int = 9696
     kubeconfig: str | None = None
     context: str | None = None
