@@ -1,0 +1,198 @@
+"""A real server in a real cgroup, its packets seen by the program in the kernel."""
+
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from freeze_proxy.ambient import Watch, Watcher
+from freeze_proxy.ambient.bpf import BpfError, attached
+from tests.ambient.rig import frozen, made_cgroup, need_ambient, running_in
+from tests.support.wait import until
+
+WAKE_PATIENCE = 5.0
+
+
+@pytest.fixture(autouse=True)
+def _possible() -> None:
+    need_ambient()
+
+
+class Server:
+    """One that says ``pong`` to whatever it is sent, by TCP and UDP, over one family, in a cgroup that is watched."""
+
+    def __init__(self, stack: ExitStack, host: str, observe: bool) -> None:
+        self.host = host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.cgroup = stack.enter_context(made_cgroup())
+        ready, told = socket.socketpair()
+        stack.enter_context(ready)
+
+        def serve() -> None:
+            with socket.create_server((host, 0), family=family) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
+                port = tcp.getsockname()[1]
+                udp.bind((host, port))
+                told.sendall(str(port).encode())
+                poll, connections = select.poll(), {}
+                poll.register(tcp, select.POLLIN)
+                poll.register(udp, select.POLLIN)
+                while True:
+                    for fd, _ in poll.poll():
+                        if fd == tcp.fileno():
+                            connection, _ = tcp.accept()
+                            connections[connection.fileno()] = connection
+                            poll.register(connection, select.POLLIN)
+                        elif fd == udp.fileno():
+                            udp.sendto(b"pong", udp.recvfrom(100)[1])
+                        elif connections[fd].recv(1 << 16):
+                            connections[fd].sendall(b"pong")
+                        else:
+                            poll.unregister(fd)
+                            connections.pop(fd).close()
+
+        stack.enter_context(running_in(self.cgroup, serve))
+        told.close()
+        self.port = int(ready.recv(10))
+        self.records: list[bytes | None] = []
+        self.watcher = Watcher()
+        stack.callback(self.watcher.close)
+        self.watch: Watch = self.watcher.watch(self.cgroup, (self.port,), self.records.append, observe)
+        stack.callback(self.watch.close)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=WAKE_PATIENCE)
+
+    def ping(self, client: socket.socket) -> None:
+        client.sendall(b"ping")
+        assert client.recv(100) == b"pong"
+
+    def woken(self, within: float = WAKE_PATIENCE) -> bool:
+        """Whether the watcher is told of a packet."""
+        poll = select.poll()
+        poll.register(self.watcher.fd, select.POLLIN)
+        return bool(poll.poll(within * 1e3)) and self.watcher.read() > 0
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with ExitStack() as stack:
+        yield Server(stack, request.param, observe=False)
+
+
+def _datagram(server: Server) -> Callable[[], None]:
+    client = socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET, socket.SOCK_DGRAM)
+    client.sendto(b"ping", (server.host, server.port))
+    return client.close
+
+
+def _ping(client: socket.socket) -> Callable[[], object]:
+    client.send(b"ping")
+    return lambda: client.recv(100)
+
+
+def test_a_connection_a_request_and_a_datagram_wake_a_frozen_server(server: Server) -> None:
+    with server.connect() as client:
+        server.ping(client)
+        sends: list[Callable[[], Callable[[], object]]] = [
+            lambda: server.connect().close,
+            lambda: _ping(client),
+            lambda: _datagram(server),
+        ]
+        for send in sends:
+            server.watcher.read()
+            server.watch.arm()
+            with frozen(server.cgroup) as freezer:
+                before = server.watch.packets
+                finish = send()
+                assert server.woken()
+                assert server.watch.packets > before
+                freezer.thaw()
+                server.watch.disarm()
+                finish()
+
+
+def test_nobody_is_told_while_the_watch_is_not_armed_but_packets_are_counted(server: Server) -> None:
+    with server.connect() as client:
+        for _ in range(10):
+            server.ping(client)
+    assert not server.records
+    assert server.watch.packets == 11  # a SYN and ten pings
+    assert not server.woken(0.0)
+
+
+def test_keep_alives_do_not_wake(server: Server) -> None:
+    with server.connect() as client:
+        server.ping(client)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+        server.watch.arm()
+        with frozen(server.cgroup):
+            before = server.watch.packets
+            assert not server.woken(1.3)  # one has been sent, and answered
+            assert server.watch.packets == before
+            client.shutdown(socket.SHUT_WR)
+            client.close()
+            assert not server.woken(0.05)
+
+
+def test_other_ports_of_the_cgroup_do_not_matter_unless_all_do(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, made_cgroup() as path:
+        seen: list[bytes | None] = []
+        done, theirs = socket.socketpair()
+
+        def talk() -> None:
+            theirs.recv(1)
+            with socket.create_connection(other.getsockname()) as client:
+                client.recv(100)
+            theirs.send(b"x")
+
+        with running_in(path, talk):
+            watcher = Watcher(servers=2)
+            one = watcher.watch(path, (server.port,), seen.append)
+            all_ = watcher.watch(path, (), seen.append)
+            one.arm()
+            all_.arm()
+            done.send(b"x")
+            connection, _ = other.accept()
+            with connection:
+                connection.sendall(b"hello")
+                done.recv(1)
+            until(lambda: watcher.read() or seen, "somebody is told")
+            assert one.packets == 0
+            assert all_.packets == 2  # the SYN with its ACK, and the bytes
+            one.close()
+            all_.close()
+            watcher.close()
+
+
+def test_the_programs_go_with_the_watch(server: Server) -> None:
+    directory = os.open(server.cgroup, os.O_RDONLY)
+    try:
+        assert len(attached(directory, 0)) == 1
+        server.watch.close()
+        assert not attached(directory, 0)
+        with server.connect() as client:
+            server.ping(client)
+    finally:
+        os.close(directory)
+
+
+def test_what_cannot_be_watched_is_refused_with_a_sentence() -> None:
+    watcher = Watcher()
+    try:
+        with pytest.raises(BpfError, match="cannot be opened: No such file"):
+            watcher.watch("/sys/fs/cgroup/nowhere", (80,), lambda _record: None)
+        with pytest.raises(BpfError, match="can be attached"):
+            watcher.watch("/tmp", (80,), lambda _record: None)
+        with made_cgroup() as path:
+            watch = watcher.watch(path, (80,), lambda _record: None)
+            with pytest.raises(BpfError, match="More than 1 servers"):
+                watcher.watch(path, (80,), lambda _record: None)
+            watch.close()
+            watcher.watch(path, (80,), lambda _record: None).close()
+    finally:
+        watcher.close()
