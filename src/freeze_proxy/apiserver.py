@@ -19,6 +19,8 @@ SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 KEPT_ALIVE = 60.0
 """Seconds for which an idle connection stays open for the next call."""
 
+_NOT_FOUND = 404
+
 T = TypeVar("T")
 
 
@@ -84,6 +86,19 @@ class ApiServer:
                 else _reason(status, grant, self._who)
             )
         raise Unreachable(f"The API server {self.address} could not {what}: {why}.")
+
+    async def find(self, ask: Callable[[], Awaitable[T]], what: str, grant: str) -> T | None:
+        """Like ``call``, for an object that may not be there: nothing, then."""
+
+        async def look() -> T | None:
+            try:
+                return await ask()
+            except httpx2.HTTPStatusError as error:
+                if error.response.status_code == _NOT_FOUND:
+                    return None
+                raise
+
+        return await self.call(look, what, grant)
 
 
 def _status(error: BaseException | None) -> int | None:

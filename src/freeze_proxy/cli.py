@@ -470,3 +470,33 @@ def webhook(**given: Any) -> None:
     from freeze_proxy import webhook
 
     sys.exit(webhook.run(webhook.Settings(**given)))
+
+
+@main.command(short_help="Tell what is left of freeze-proxy in a cluster.")
+@click.option("--check", is_flag=True, help="Look and tell; nothing is changed. There is no other way.")
+@click.option(
+    "--kubeconfig",
+    type=click.Path(dir_okay=False),
+    help="How to reach the API server; by default $KUBECONFIG or ~/.kube/config, and in a pod as pods do.",
+)
+@click.option("--context", metavar="NAME", help="The kubeconfig's context, if not the current one.")
+@click.option("--namespace", metavar="NAME", default="freeze-proxy", show_default=True, help="Where it is installed.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def uninstall(check: bool, kubeconfig: str | None, context: str | None, namespace: str, as_json: bool) -> None:
+    """Tell what there is of freeze-proxy in a cluster, what it still does, and by which commands it goes.
+
+    It needs the right to get what the manifests have, and to list pods in all namespaces.
+
+    Exit codes: 0 nothing is left · 1 something is · 2 wrong usage · 125 the cluster could not be asked.
+    """
+    if not check:
+        raise click.UsageError("uninstall removes nothing: with --check it tells what is there, and how to remove it.")
+    from freeze_proxy import webhook
+
+    sys.exit(webhook.check_uninstall(kubeconfig or _own_kubeconfig(), context, namespace, as_json))
+
+
+def _own_kubeconfig() -> str | None:
+    """Where kubectl would look; nothing where there is no such file."""
+    path = os.environ.get("KUBECONFIG", "").split(os.pathsep)[0] or os.path.expanduser("~/.kube/config")
+    return path if os.path.exists(path) else None

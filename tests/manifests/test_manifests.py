@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from freeze_proxy import __version__
 from freeze_proxy.cli import main
+from freeze_proxy.webhook import certs, settings
 from tests.support.needs import need
 from tests.support.schemas import RELEASES, hold
 
@@ -140,8 +142,70 @@ def test_an_overlay_says_from_where_images_come(tmp_path: Path) -> None:
     assert "freeze-proxy-sidecar:" not in made
 
 
+@functools.cache
+def with_component(name: str) -> list[dict[str, Any]]:
+    """An overlay of a user's, beside the clone of the repository."""
+    with tempfile.TemporaryDirectory() as folder:
+        overlay, component = (
+            os.path.relpath(CONFIG / each, os.path.realpath(folder))
+            for each in ("overlays/containerd", f"components/{name}")
+        )
+        content = {"resources": [overlay], "components": [component]}
+        Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(content))
+        return list(yaml.safe_load_all(kustomized(Path(folder))))
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_cert_managers_component_is_valid(release: str) -> None:
+    own = [one for one in with_component("cert-manager") if one["apiVersion"].startswith("cert-manager.io/")]
+    assert [one["kind"] for one in own] == ["Certificate", "Certificate", "Issuer", "Issuer"]
+    for one in with_component("cert-manager"):
+        if one not in own:
+            hold(one, release)
+
+
+def test_cert_manager_fills_what_the_webhook_reads() -> None:
+    made = {(one["kind"], one["metadata"]["name"]): one for one in with_component("cert-manager")}
+    certificate = made["Certificate", settings.WEBHOOK]["spec"]
+    assert certificate["dnsNames"] == certs.hosts(settings.WEBHOOK, settings.NAMESPACE)
+    authority = made["Issuer", certificate["issuerRef"]["name"]]["spec"]["ca"]["secretName"]
+    signed = made["Certificate", f"{settings.WEBHOOK}-authority"]["spec"]
+    assert (signed["secretName"], signed["isCA"]) == (authority, True)
+    assert made["Issuer", signed["issuerRef"]["name"]]["spec"] == {"selfSigned": {}}
+    template = made["Deployment", settings.WEBHOOK]["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    (folder,) = [one["value"] for one in container["env"] if one["name"] == "FREEZE_PROXY_CERT_DIR"]
+    (mount,) = [one for one in container["volumeMounts"] if one["mountPath"] == folder]
+    (volume,) = [one for one in template["volumes"] if one["name"] == mount["name"]]
+    assert volume["secret"]["secretName"] == certificate["secretName"] == settings.SECRET
+    configuration = made["MutatingWebhookConfiguration", settings.CONFIGURATION]
+    assert configuration["metadata"]["annotations"] == {
+        "cert-manager.io/inject-ca-from": f"{settings.NAMESPACE}/{settings.WEBHOOK}"
+    }
+    # Then the webhook writes nothing, and has no right but those of everybody.
+    assert ("Secret", settings.SECRET) not in made
+    roles = [name for kind, name in made if "Role" in kind]
+    assert set(roles) == {settings.DAEMON}
+
+
 def test_no_pod_waits_for_the_webhook() -> None:
     for one in of("MutatingWebhookConfiguration", "freeze-proxy")["webhooks"]:
         assert (one["failurePolicy"], one["timeoutSeconds"], one["sideEffects"]) == ("Ignore", 3, "None")
         (where, *_) = one["namespaceSelector"]["matchExpressions"]
         assert {"kube-system", "freeze-proxy"} <= set(where["values"])
+
+
+def test_uninstall_looks_for_all_that_does_not_go_with_the_namespace() -> None:
+    outside = {
+        (one["kind"], one["metadata"]["name"])
+        for one in objects("containerd")
+        if "namespace" not in one["metadata"] and one["kind"] != "Namespace"
+    }
+    names = (settings.DAEMON, settings.WEBHOOK)
+    looked_for = {(kind, name) for kind in ("ClusterRole", "ClusterRoleBinding") for name in names}
+    assert outside == looked_for | {("MutatingWebhookConfiguration", settings.CONFIGURATION)}
+    assert of("Namespace", settings.NAMESPACE)
+    assert of("Secret", settings.SECRET)
+    assert of("DaemonSet", settings.DAEMON)
+    assert of("Deployment", settings.WEBHOOK)
+    assert of("Service", settings.WEBHOOK)

@@ -2,7 +2,7 @@
 
 from freeze_proxy.webhook.settings import Failure, Settings
 
-__all__ = ["Failure", "Settings", "run"]
+__all__ = ["Failure", "Settings", "check_uninstall", "run"]
 
 
 def run(settings: Settings) -> int:
@@ -20,4 +20,19 @@ def run(settings: Settings) -> int:
         print(f"freeze-proxy: {failure}", file=sys.stderr)
     except ModuleNotFoundError as error:
         print(f"freeze-proxy: The webhook needs {error.name}: pip install 'freeze-proxy[cluster]'.", file=sys.stderr)
+    return 125
+
+
+def check_uninstall(kubeconfig: str | None, context: str | None, namespace: str, as_json: bool) -> int:
+    """Print what is left of freeze-proxy in the cluster; returns the exit code."""
+    import sys
+
+    try:
+        from freeze_proxy.webhook import uninstall
+
+        return uninstall.run(kubeconfig, context, namespace, as_json)
+    except Failure as failure:
+        print(f"freeze-proxy: {failure}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        print(f"freeze-proxy: This needs {error.name}: pip install 'freeze-proxy[cluster]'.", file=sys.stderr)
     return 125

@@ -7,7 +7,6 @@ import base64
 import binascii
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import httpx2
 from lightkube import AsyncClient
@@ -20,10 +19,8 @@ from freeze_proxy.apiserver import PATIENCE, ApiServer, Unreachable
 from freeze_proxy.webhook.certs import Bundle
 from freeze_proxy.webhook.settings import CONFIGURATION, SECRET
 
-T = TypeVar("T")
-
 _AUTHORITIES, _CERTIFICATE, _KEY = "ca.crt", "tls.crt", "tls.key"
-_CONFLICT, _NOT_FOUND = 409, 404
+_CONFLICT = 409
 
 
 class Taken(Exception):
@@ -93,7 +90,7 @@ class Cluster:
         async def ask() -> core_v1.Secret:
             return await self._client.get(Secret, SECRET, namespace=self._namespace)
 
-        secret = await self._found(ask, f"give the Secret {SECRET}", f"get the Secret {SECRET}")
+        secret = await self._server.find(ask, f"give the Secret {SECRET}", f"get the Secret {SECRET}")
         if secret is None:
             raise Unreachable(
                 f"There is no Secret {SECRET} in the namespace {self._namespace}: apply the manifests again."
@@ -121,7 +118,7 @@ class Cluster:
         async def ask() -> admissionregistration_v1.MutatingWebhookConfiguration:
             return await self._client.get(MutatingWebhookConfiguration, CONFIGURATION)
 
-        configuration = await self._found(
+        configuration = await self._server.find(
             ask,
             f"give the MutatingWebhookConfiguration {CONFIGURATION}",
             f"get the mutatingwebhookconfiguration {CONFIGURATION}",
@@ -149,17 +146,6 @@ class Cluster:
             f"write the MutatingWebhookConfiguration {CONFIGURATION}",
             f"patch the mutatingwebhookconfiguration {CONFIGURATION}",
         )
-
-    async def _found(self, ask: Callable[[], Awaitable[T]], what: str, grant: str) -> T | None:
-        async def look() -> T | None:
-            try:
-                return await ask()
-            except httpx2.HTTPStatusError as error:
-                if error.response.status_code == _NOT_FOUND:
-                    return None
-                raise
-
-        return await self._server.call(look, what, grant)
 
     async def _written(self, ask: Callable[[], Awaitable[object]], what: str, grant: str) -> None:
         async def write() -> bool:

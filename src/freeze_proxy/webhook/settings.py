@@ -5,6 +5,8 @@ from dataclasses import dataclass
 SECRET = "freeze-proxy-webhook-certs"  # noqa: S105 - its name
 CONFIGURATION = "freeze-proxy"
 """The MutatingWebhookConfiguration."""
+NAMESPACE, WEBHOOK, DAEMON = "freeze-proxy", "freeze-proxy-webhook", "freeze-proxy-daemon"
+"""What the manifests call the namespace, and what belongs to the webhook and to the daemon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +16,8 @@ class Settings:
     image: str
     listen: tuple[str, int] = ("0.0.0.0", 8443)  # noqa: S104 - the API server comes from elsewhere
     health_listen: tuple[str, int] = ("0.0.0.0", 9697)  # noqa: S104 - so do the kubelet and Prometheus
-    namespace: str = "freeze-proxy"
-    service: str = "freeze-proxy-webhook"
+    namespace: str = NAMESPACE
+    service: str = WEBHOOK
     config_dir: str | None = None
     cert_dir: str | None = None
     certificate_lifetime: float = 90 * 86400.0
