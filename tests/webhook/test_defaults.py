@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from freeze_proxy.webhook.annotations import defaults_trouble, usable
-from freeze_proxy.webhook.defaults import Defaults
+from freeze_proxy.annotations import defaults_trouble, usable
+from freeze_proxy.defaults import Defaults
 from tests.support.webhooks import manifest
 
 

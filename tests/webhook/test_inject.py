@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freeze_proxy.annotations import PREFIX, SIDECARS
 from freeze_proxy.daemon.settings import EXCLUDED
 from freeze_proxy.sidecar.config import Config
-from freeze_proxy.webhook.annotations import PREFIX, SIDECARS
 from freeze_proxy.webhook.inject import IMAGE_USER, Options, defaults_trouble, inject
 
 PODS = sorted((Path(__file__).parent / "pods").glob("*.json"))

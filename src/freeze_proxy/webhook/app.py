@@ -13,9 +13,9 @@ import ssl
 from datetime import UTC, datetime
 
 from freeze_proxy.apiserver import NotConfigured, Unreachable
+from freeze_proxy.defaults import Defaults
 from freeze_proxy.settings import written
 from freeze_proxy.webhook.cluster import Cluster
-from freeze_proxy.webhook.defaults import Defaults
 from freeze_proxy.webhook.desk import Desk
 from freeze_proxy.webhook.health import Health
 from freeze_proxy.webhook.inject import EXCLUDED_NAMESPACES, Options

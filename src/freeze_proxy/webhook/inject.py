@@ -19,8 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from freeze_proxy.webhook import probes
-from freeze_proxy.webhook.annotations import (
+from freeze_proxy.annotations import (
     NEVER_FROZEN,
     PREFIX,
     SIDECARS,
@@ -30,6 +29,7 @@ from freeze_proxy.webhook.annotations import (
     said,
     usable,
 )
+from freeze_proxy.webhook import probes
 from freeze_proxy.webhook.patch import difference
 from freeze_proxy.webhook.ports import STEADY, all_containers, named_ports, serving_port, used_ports
 from freeze_proxy.webhook.probes import Unfit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from freeze_proxy.webhook.annotations import NEVER_FROZEN, SIDECARS
+from freeze_proxy.annotations import NEVER_FROZEN, SIDECARS
 from freeze_proxy.webhook.probes import Unfit
 
 STEADY = ("readinessProbe", "livenessProbe")

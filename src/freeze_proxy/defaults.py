@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from freeze_proxy.webhook.annotations import defaults_trouble, usable
+from freeze_proxy.annotations import defaults_trouble, usable
 
 _LONGEST = 4096
 _MOST = 64

@@ -74,6 +74,7 @@ _READERS: dict[str, Callable[[str], object]] = {
 }
 _ELSEWHERE: dict[str, Callable[[str], object]] = {
     "attach": _one_of("sidecar", "ambient"),
+    "wake-on": _one_of("listening", "any"),
     "inject": _one_of("true", "false"),
 }
 
