@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from tests.support.cluster import archives
-from tests.support.cluster.cgroups import Cgroups, driver
+from tests.support.cluster.cgroups import Cgroups, driver, hierarchies
 from tests.support.cluster.messages import MESSAGES
 from tests.support.cluster.programs import Daemon, end_processes_with, remove_folder
 from tests.support.needs import need_program, need_root
@@ -56,16 +56,42 @@ Root = "{folder}/{name}"
 SystemdCgroup = {systemd}
 """
 
+_UNIFIED = """
+mkdir -p {own} && echo $$ > {own}/cgroup.procs && exec unshare --mount --cgroup sh -c '
+mount --make-rprivate / && umount --recursive /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec "$@"
+' sh "$@"
+"""
+"""What is started so on a hybrid machine takes it for one with cgroup2 alone. The root that it sees is the test's own
+cgroup, in which no controller is enabled: containers are placed and frozen, but not limited."""
+
+_UNLIMITED = """#!/bin/sh
+# A container's limits are left out: here no controller could hold it to them.
+bundle=
+for word; do [ "$before" = --bundle ] && bundle=$word; before=$word; done
+[ -z "$bundle" ] || sed -i 's/"cpu":{{[^}}]*}}/"cpu":{{}}/; s/"devices":\\[{{"allow"[^]]*\\]/"devices":[]/' \\
+    "$bundle/config.json"
+exec {program} "$@"
+"""
+
 _CRUN = """#!/bin/sh
 # crun refuses a hybrid node if its cgroup2 has controllers of its own, though it would use none: so it is shown none.
 exec unshare --mount sh -c 'mount --bind {empty} {controllers} && exec {program} "$@"' crun "$@"
 """
 
 
-def _runtime(name: str, folder: Path) -> str:
+def _hybrid() -> bool:
+    return "" in hierarchies() and len(hierarchies()) > 1
+
+
+def _runtime(name: str, folder: Path, unified: bool) -> str:
     """What containerd is to start as this runtime."""
     program = need_program(name, name)
     controllers = Path("/sys/fs/cgroup/unified/cgroup.controllers")
+    if unified and _hybrid():
+        script = folder / f"{name}-without-limits"
+        script.write_text(_UNLIMITED.format(program=program))
+        script.chmod(0o755)
+        return str(script)
     if name != "crun" or not controllers.exists() or not controllers.read_text().strip():
         return program
     empty, script = folder / "empty", folder / "crun-on-hybrid"
@@ -91,14 +117,16 @@ def _cgroups(word: str) -> Cgroups:
 class Containerd:
     """Runs from ``start`` to ``close``; may be ended in between, and started again on the same state.
 
-    ``socket`` is where it serves, ``folder`` all that it has, ``cgroups`` where its containers belong.
+    ``socket`` is where it serves, ``folder`` all that it has, ``cgroups`` where its containers belong: with ``unified``
+    in cgroup2 alone, as on most nodes.
     """
 
     namespace = "k8s.io"
     """Where CRI keeps its containers."""
 
-    def __init__(self) -> None:
+    def __init__(self, unified: bool = False) -> None:
         need_root()
+        self.unified = unified
         program = need_program("containerd", "containerd")
         need_program("containerd-shim-runc-v2", "containerd")
         need_program("ctr", "containerd")
@@ -119,7 +147,7 @@ class Containerd:
             config = self.folder / "config.toml"
             self.snapshotter = _snapshotter(self.folder)
             text = _CONFIG.format(folder=self.folder, pause=archives.PAUSE, snapshotter=self.snapshotter)
-            self.programs = {name: _runtime(name, self.folder) for name in RUNTIMES}
+            self.programs = {name: _runtime(name, self.folder, unified) for name in RUNTIMES}
             for name, runs in self.programs.items():
                 text += _RUNTIME.format(
                     name=name,
@@ -133,9 +161,11 @@ class Containerd:
         except BaseException:
             shutil.rmtree(self.folder)
             raise
-        self._daemon = Daemon(
-            "containerd", [program, "--config", config], self.folder / "containerd.log", self._has_images
-        )
+        command = [program, "--config", str(config)]
+        if unified and _hybrid():
+            script = _UNIFIED.format(own=hierarchies()[""] / self.cgroups.name)
+            command = ["sh", "-c", script, "sh", *command]
+        self._daemon = Daemon("containerd", command, self.folder / "containerd.log", self._has_images)
 
     @property
     def pid(self) -> int:

@@ -57,7 +57,7 @@ class Container(Ticking):
             "annotations": {"io.kubernetes.container.restartCount": str(self.attempt)},
             "log_path": f"{self.name}/{self.attempt}.log",
             "linux": {
-                "resources": {"cpu_shares": 102},
+                "resources": {} if self.pod.kubelet.containerd.unified else {"cpu_shares": 102},
                 "security_context": {"namespace_options": {"network": NODE, "pid": 1}},
             },
         }
