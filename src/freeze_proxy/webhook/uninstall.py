@@ -18,8 +18,8 @@ from lightkube.resources.apps_v1 import DaemonSet, Deployment
 from lightkube.resources.core_v1 import Namespace, Pod
 from lightkube.resources.rbac_authorization_v1 import ClusterRole, ClusterRoleBinding
 
+from freeze_proxy.annotations import PREFIX
 from freeze_proxy.apiserver import PATIENCE, ApiServer, NotConfigured, Unreachable
-from freeze_proxy.webhook.annotations import PREFIX
 from freeze_proxy.webhook.settings import CONFIGURATION, DAEMON, WEBHOOK, Failure
 
 INJECTED = PREFIX + "injected"
