@@ -1,4 +1,4 @@
-"""Writes what the code itself knows into docs/daemon.md and docs/sidecar.md: options, metrics, variables.
+"""Writes what the code itself knows into docs/daemon.md, docs/sidecar.md and docs/configure.md: options, metrics, …
 
     python -m scripts.reference             writes them
     python -m scripts.reference doctor …    runs ``freeze-proxy doctor …`` and writes its output into the README
@@ -23,12 +23,14 @@ import click
 from prometheus_client.parser import text_string_to_metric_families
 
 from freeze_proxy import cli
+from freeze_proxy.annotations import ANNOTATIONS, PREFIX
 from freeze_proxy.sidecar import config
+from freeze_proxy.webhook.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, README = ROOT / "docs" / "daemon.md", ROOT / "README.md"
-SIDECAR = ROOT / "docs" / "sidecar.md"
-OPTIONS, METRICS, DOCTOR, VARIABLES = "options", "metrics", "doctor", "variables"
+SIDECAR, CONFIGURE = ROOT / "docs" / "sidecar.md", ROOT / "docs" / "configure.md"
+OPTIONS, METRICS, DOCTOR, VARIABLES, ANNOTATED = "options", "metrics", "doctor", "variables", "annotations"
 KUBECONFIG = """\
 {"apiVersion": "v1", "kind": "Config", "current-context": "none",
  "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
@@ -37,11 +39,11 @@ KUBECONFIG = """\
 """
 
 
-def options() -> str:
-    """A row for each of the daemon's options, as the command itself has them."""
+def options(command: click.Command = cli.daemon) -> str:
+    """A row for each of the options of the daemon or the webhook, as the command itself has them."""
     rows = ["| flag | environment | default | |", "|---|---|---|---|"]
-    context = click.Context(cli.daemon, info_name="daemon", **cli.daemon.context_settings)
-    for option in cli.daemon.params:
+    context = click.Context(command, info_name=command.name, **command.context_settings)
+    for option in command.params:
         assert isinstance(option, click.Option)
         about: dict[str, Any] = option.to_info_dict()
         if isinstance(option.type, click.Choice):
@@ -66,6 +68,21 @@ def variables() -> str:
         told = "*needed*" if default is None else f"`{default}`" if default else ""
         rows.append(f"| `{config.PREFIX}{name}` | {told} | {about} |")
     return "\n".join(rows) + "\n"
+
+
+def annotations() -> str:
+    """A row for each annotation."""
+    rows = ["| annotation | default | in the ConfigMap | |", "|---|---|---|---|"]
+    for each in ANNOTATIONS:
+        default = f"`{each.default}`" if each.default else ""
+        wide = f"`{each.name}`" if each.cluster_wide else ""
+        rows.append(f"| `{PREFIX}{each.name}` | {default} | {wide} | {each.about} |")
+    return "\n".join(rows) + "\n"
+
+
+def webhook_metrics() -> str:
+    """A row for each metric of the webhook."""
+    return metrics(Metrics(lambda: 0.0, lambda: 0.0).text()[0].decode())
 
 
 def metrics(text: str) -> str:
@@ -158,6 +175,10 @@ def main(arguments: list[str]) -> None:
         README.write_text(written(README.read_text(), DOCTOR, doctor(arguments[1:])))
         return
     SIDECAR.write_text(written(SIDECAR.read_text(), VARIABLES, variables()))
+    page = CONFIGURE.read_text()
+    for what, text in ((ANNOTATED, annotations()), (OPTIONS, options(cli.webhook)), (METRICS, webhook_metrics())):
+        page = written(page, what, text)
+    CONFIGURE.write_text(page)
     page = PAGE.read_text()
     for what, text in ((OPTIONS, options()), (METRICS, metrics(scraped()))):
         page = written(page, what, text)

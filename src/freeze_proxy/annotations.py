@@ -6,7 +6,7 @@ A value that cannot be understood is refused with a sentence, and not guessed at
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from freeze_proxy import settings
 from freeze_proxy.gate import MODES
@@ -64,19 +64,41 @@ def names(text: str) -> list[str]:
     return found
 
 
-_READERS: dict[str, Callable[[str], object]] = {
-    "mode": _one_of(*MODES),
-    "grace": settings.duration,
-    "thaw-timeout": settings.positive_duration,
-    "breathe": settings.breathe,
-    "idle-stream": settings.idle_stream,
-    "containers": names,
-}
-_ELSEWHERE: dict[str, Callable[[str], object]] = {
-    "attach": _one_of("sidecar", "ambient"),
-    "wake-on": _one_of("listening", "any"),
-    "inject": _one_of("true", "false"),
-}
+class Annotation(NamedTuple):
+    """``default``: what holds where nothing is said. ``cluster_wide``: the ConfigMap may say another."""
+
+    name: str
+    default: str
+    read: Callable[[str], object]
+    cluster_wide: bool
+    about: str
+
+
+ANNOTATIONS = (
+    Annotation("mode", "freeze", _one_of(*MODES), True,
+        "`freeze`: it stands still between requests. `throttle`: it runs at a hundredth of a core. `dry-run`: it runs, "
+        "and all is counted as if it were frozen. `off`: the pod gets no sidecar."),
+    Annotation("grace", "100ms", settings.duration, True,
+        "How long there must have been no request before a freeze."),
+    Annotation("thaw-timeout", "5s", settings.positive_duration, True,
+        "How long a request waits for a thaw that fails before it is answered 503 with `Retry-After`."),
+    Annotation("breathe", "off", settings.breathe, True,
+        "`30s/50ms`: while frozen, run for 50 ms every 30 s, so that heartbeats and leases live on."),
+    Annotation("idle-stream", "off", settings.idle_stream, True,
+        "A WebSocket or a stream that has moved no byte for so long counts as idle; any byte thaws."),
+    Annotation("containers", "", names, True,
+        "Which containers are frozen, with commas between: `web,cache`. By default all but queue-proxy and what other "
+        "webhooks are known to put into pods."),
+    Annotation("attach", "sidecar", _one_of("sidecar", "ambient"), False,
+        "`ambient`: the pod gets no sidecar, for a daemon that watches its packets."),
+    Annotation("wake-on", "listening", _one_of("listening", "any"), False,
+        "With `ambient`: which packets wake the pod, those for ports that it listens on, or `any` for its sockets."),
+    Annotation("inject", "true", _one_of("true", "false"), False,
+        "`false`: the pod gets no sidecar. As a *label* with `true` it asks for one outside Knative."),
+)  # fmt: skip
+"""The one list of them; the table in ``docs/configure.md`` is made from it."""
+_READERS = {each.name: each.read for each in ANNOTATIONS if each.cluster_wide}
+_ELSEWHERE = {each.name: each.read for each in ANNOTATIONS if not each.cluster_wide}
 
 
 def said(annotations: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,22 @@ def test_whatever_stands_anywhere_in_a_pod_nothing_is_raised_and_no_sidecar_is_m
     outcome = inject(pod, "default", NATIVE, "n")
     if outcome.patch:
         told(applied(pod, outcome.patch))
+
+
+@pytest.mark.parametrize("what", ["containers", "env", "ports", "volumes", "annotations"])
+def test_a_pod_of_any_size_is_decided_on_in_time(what: str) -> None:
+    """An API server passes on 3 MiB: no list in it may be gone through once for each of its elements."""
+    pod = sample(PODS[4])
+    many = [{"name": f"n{n}", "value": "1", "containerPort": 10000 + n} for n in range(30_000)]
+    if what in ("containers", "volumes"):
+        pod["spec"][what] = many + pod["spec"][what]
+    elif what == "annotations":
+        pod["metadata"][what] |= {f"{PREFIX}x{n}": "1" for n in range(30_000)}
+    else:
+        pod["spec"]["containers"][0][what] = pod["spec"]["containers"][0].get(what, []) + many
+    before = time.process_time()
+    assert inject(pod, "default", NATIVE, "n").patch
+    assert time.process_time() - before < 5
 
 
 @given(JSON)

@@ -16,7 +16,6 @@ import aiohttp
 import pytest
 
 from freeze_proxy.webhook.reviews import LONGEST_BODY
-from freeze_proxy.webhook.server import MOST_CONNECTIONS
 from tests.support.api_server import ApiServer
 from tests.support.webhooks import HOST, PODS, ask, client, metric, patch_of, review, running, trusted
 from tests.webhook.conftest import Hook
@@ -119,6 +118,16 @@ def test_outcomes_are_said_and_counted(api_server: ApiServer) -> None:
         assert line["namespace"] == "default"
 
 
+def test_a_review_costs_little(hook: Hook) -> None:
+    """Its goal is 2 ms, and is measured by the benchmark; here is a machine that does other things, too."""
+    pods = [json.loads(path.read_text()) for path in sorted(PODS.glob("*.json"))]
+    before = metric(hook.webhook.health, "process_cpu_seconds_total")
+    for pod in pods * 20:
+        assert "patch" in hook.ask(pod)
+    used = metric(hook.webhook.health, "process_cpu_seconds_total") - before
+    assert used / (20 * len(pods)) < 0.004
+
+
 # What is no review.
 
 
@@ -213,18 +222,6 @@ def test_slow_clients_are_cut(hook: Hook) -> None:
             rest(connection)
         # A second for the head and one for the body, and another in which an answer is there to be read.
         assert 0.9 < time.monotonic() - began < 6
-
-
-def test_a_crowd_of_silent_connections_keeps_nobody_out(api_server: ApiServer) -> None:
-    with running(api_server) as webhook, client(trusted(api_server)) as http, contextlib.ExitStack() as stack:
-        port = webhook.port
-        for _ in range(50):  # in the handshake
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
-        authorities = trusted(api_server)
-        for _ in range(MOST_CONNECTIONS + 8):
-            stack.enter_context(secure(port, authorities))
-        assert "patch" in ask(http, port, review(POD))
-        assert metric(webhook.health, "freeze_proxy_webhook_connections") <= MOST_CONNECTIONS + 1
 
 
 def test_without_tls_there_is_nothing(hook: Hook) -> None:

@@ -51,8 +51,10 @@ class Webhook:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._metrics = Metrics()
         self._tls = Tls()
+        self._metrics = Metrics(
+            lambda: self._server.connections, lambda: self._tls.end.timestamp() if self._tls.end else 0.0
+        )
         self._defaults = Defaults(settings.config_dir)
         self._release: tuple[int, int] | None = _AS_RELEASES.get(settings.native_sidecars)
         self._options = Options(
@@ -79,11 +81,6 @@ class Webhook:
         within = settings.request_timeout
         self._server = Server(Desk(lambda: self._options, self._metrics, within).answer, within)
         self._health = Server(Health(self._metrics, self._troubles).answer, within)
-        self._metrics.watch("connections", "Open connections for reviews", lambda: self._server.connections)
-        self._metrics.watch(
-            "certificate_end_seconds", "Unix time at which the certificate that is served ends; 0 without one",
-            lambda: self._tls.end.timestamp() if self._tls.end else 0.0,
-        )  # fmt: skip
 
     async def run(self) -> int:
         """From the first certificate to the last answer. Raises ``Failure``."""

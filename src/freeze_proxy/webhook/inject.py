@@ -14,7 +14,6 @@ follows what the pod has (``_resources``, ``_security``).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +29,7 @@ from freeze_proxy.annotations import (
     usable,
 )
 from freeze_proxy.webhook import probes
-from freeze_proxy.webhook.patch import difference
+from freeze_proxy.webhook.patch import copied, difference
 from freeze_proxy.webhook.ports import STEADY, all_containers, named_ports, serving_port, used_ports
 from freeze_proxy.webhook.probes import Unfit
 
@@ -43,6 +42,7 @@ SANDBOXED = ("gvisor", "runsc", "kata")
 IMAGE_USER = 65532
 """Whom the sidecar's image runs as: its Dockerfile says so, and a test compares them."""
 
+_MOST_NAMED = 20
 _TOKEN_FOLDER = "/var/run/secrets/freeze-proxy"  # noqa: S105 - where it is, not what
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 _VARIABLES = {
@@ -155,7 +155,7 @@ def _frozen(containers: list[Any], told: Mapping[str, str], options: Options) ->
         if not missing:
             return wanted
         if named != options.defaults.get("containers", "").strip():
-            can = ", ".join(str(name) for name in there if name not in NEVER_FROZEN)
+            can = ", ".join(str(name) for name in there[:_MOST_NAMED] if name not in NEVER_FROZEN)
             raise Refused(f"Annotation {PREFIX}containers: the pod has no container {missing[0]!r}, only {can}.")
         if found := [name for name in wanted if name in there]:
             return found
@@ -168,7 +168,7 @@ class _Pod:
     def __init__(
         self, pod: Mapping[str, Any], knative: bool, native: bool, frozen: list[str], options: Options
     ) -> None:
-        self.pod: dict[str, Any] = copy.deepcopy(dict(pod))
+        self.pod: dict[str, Any] = copied(dict(pod))
         self.spec = self.pod["spec"]
         self.containers = self.spec["containers"]
         self.knative, self.native = knative, native
@@ -265,7 +265,8 @@ class _Pod:
         }
 
     def _frozen_containers(self) -> list[dict[str, Any]]:
-        return [each for each in self.containers if each["name"] in self.frozen]
+        frozen = set(self.frozen)
+        return [each for each in self.containers if each["name"] in frozen]
 
     def _redirect_queue_proxy(self) -> list[dict[str, Any]]:
         """Points queue-proxy at the sidecar, and gives back the readiness probes that it ran."""

@@ -19,9 +19,12 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 
 
 class Metrics:
-    """Counters of one webhook; ``text`` is what Prometheus scrapes."""
+    """Counters of one webhook; ``text`` is what Prometheus scrapes.
 
-    def __init__(self) -> None:
+    ``connections`` and ``certificate_end`` are asked at each scrape.
+    """
+
+    def __init__(self, connections: Callable[[], float], certificate_end: Callable[[], float]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types there
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -38,10 +41,14 @@ class Metrics:
         # What has not happened yet is there as well, as 0: a rate can be taken over its first time.
         for outcome in (INJECTED, UNCHANGED, REFUSED, FAILED, MALFORMED):
             self._reviews.labels(outcome)
-
-    def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
-        """A gauge, read at each scrape."""
-        Gauge("freeze_proxy_webhook_" + name, about, registry=self._registry).set_function(value)
+        Gauge("freeze_proxy_webhook_connections", "Open connections for reviews", registry=registry).set_function(
+            connections
+        )
+        Gauge(
+            "freeze_proxy_webhook_certificate_end_seconds",
+            "Unix time at which the certificate that is served ends; 0 without one",
+            registry=registry,
+        ).set_function(certificate_end)
 
     def reviewed(self, outcome: str, warnings: int, seconds: float) -> None:
         """A review was answered."""
