@@ -9,7 +9,7 @@ ARGS :=
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo picture test vm-test check format bench image setup system clean
+.PHONY: help demo picture drawing test vm-test check format bench image setup system clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ image: $(VENV)/.stamp-venv ## Build the container images, with the docker that r
 picture: $(VENV)/.stamp-picture ## Run the demo, draw its picture, write its table into the README
 	$(PYTHON) -m scripts.demo --save docs/images/demo.json
 	$(PYTHON) -m scripts.picture
+
+drawing: $(VENV)/.stamp-venv ## Draw the picture in docs/how-it-works.md
+	$(PYTHON) -m scripts.drawing
 
 setup: $(VENV)/.stamp-dev system ## Set up all that the other commands need
 

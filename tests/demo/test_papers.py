@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import drawing
 from scripts.demo_record import Run, verdict
 from scripts.picture import MARKS, PICTURE, README, RUN, draw, table, with_table
 from tests.demo.runs import good_run
@@ -50,3 +51,27 @@ def test_the_makefile_lists_and_has_what_the_readme_names() -> None:
     targets = set(re.findall(r"^([a-z]+):.*## ", makefile, flags=re.MULTILINE))
     assert {"demo", "test", "check", "bench", "picture", "setup", "clean"} <= targets
     assert set(re.findall(r"make ([a-z]+)`", README.read_text())) <= targets
+
+
+def test_the_drawing_is_what_the_command_draws() -> None:
+    assert drawing.FILE.read_text() == drawing.drawn(), "make drawing has not been run since"
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link into this page may name, as GitHub makes it of headings."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith(("https:", "http:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
