@@ -29,6 +29,9 @@ def unlawful(pod: Json) -> list[str]:
     spec = pod["spec"]
     everyone = spec["containers"] + spec.get("initContainers", [])
     volumes = [each["name"] for each in spec.get("volumes", [])]
+    sources = [one for each in spec.get("volumes", []) for one in each.get("projected", {}).get("sources", [])]
+    if any("serviceAccountToken" in one for one in sources) and not spec.get("serviceAccountName"):
+        return ["a token of no service account"]
     found = [f"two {what} are called {name}" for what, name in _twice(everyone, volumes)]
     for each in everyone:
         who = each["name"]
@@ -55,7 +58,7 @@ def unlawful(pod: Json) -> list[str]:
 
 
 def not_restricted(pod: Json) -> list[str]:
-    """What of the Pod Security Standard "restricted" (and so "baseline") this pod breaks: a reading of ours."""
+    """What of the Pod Security Standard "restricted" (and so "baseline") this pod breaks: a reading of 1.34."""
     spec = pod["spec"]
     found = [what for what in ("hostNetwork", "hostPID", "hostIPC") if spec.get(what)]
     allowed = {
@@ -80,6 +83,7 @@ def not_restricted(pod: Json) -> list[str]:
             "capabilities added": set(mine.get("capabilities", {}).get("add", [])) - {"NET_BIND_SERVICE"},
             "root": not (whole | mine).get("runAsNonRoot") or (whole | mine).get("runAsUser") == 0,
             "seccomp": (whole | mine).get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"),
+            "probe's host": any(action.get("host") for action in _actions(each)),
             "procMount": mine.get("procMount", "Default") != "Default",
         }
         found += [f"{each['name']}: {what}" for what, is_wrong in wrong.items() if is_wrong]
@@ -96,11 +100,16 @@ def _twice(everyone: list[Json], volumes: list[str]) -> list[tuple[str, str]]:
     ]
 
 
+def _actions(container: Json) -> list[Json]:
+    """What its probes and hooks do."""
+    probes = [container.get(kind) or {} for kind in ("readinessProbe", "livenessProbe", "startupProbe")]
+    asked = [*probes, *container.get("lifecycle", {}).values()]
+    return [action for one in asked for action in one.values() if isinstance(action, dict)]
+
+
 def _asked(container: Json) -> list[Any]:
     """The ports that the kubelet asks at this container."""
-    probes = [container.get(kind) or {} for kind in ("readinessProbe", "livenessProbe", "startupProbe")]
-    actions = [action for one in [*probes, *container.get("lifecycle", {}).values()] for action in one.values()]
-    return [action["port"] for action in actions if isinstance(action, dict) and "port" in action]
+    return [action["port"] for action in _actions(container) if "port" in action]
 
 
 def _leads(port: object, names: list[str]) -> bool:

@@ -114,7 +114,7 @@ def pods(draw: st.DrawFn) -> Json:
     inside = [
         draw(containers(name, port if name == serving else "", restricted, more_ports=not knative)) for name in names
     ]
-    spec: Json = {"containers": inside}
+    spec: Json = {"serviceAccountName": "default", "containers": inside}
     if knative:
         kinds = ("httpGet", "tcpSocket", "grpc")
         several = draw(st.lists(probes([SERVES], kinds), min_size=1, max_size=3))

@@ -27,8 +27,10 @@ def samples() -> Iterator[tuple[str, dict[str, Any], Options]]:
         yield f"serving-{release}", as_of(json.loads(PROBED.read_text()), release), native
     yield "first-container", json.loads(PODS[0].read_text()), plain
     (deployment,) = [one for one in yaml.safe_load_all(EXAMPLE.read_text()) if one["kind"] == "Deployment"]
-    yield "deployment", deployment["spec"]["template"], native
-    yield "deployment-first-container", deployment["spec"]["template"], plain
+    template = deployment["spec"]["template"]
+    template["spec"]["serviceAccountName"] = "default"  # as the API server has it by then
+    yield "deployment", template, native
+    yield "deployment-first-container", template, plain
 
 
 def golden(pod: dict[str, Any], options: Options) -> str:

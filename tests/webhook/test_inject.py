@@ -69,6 +69,7 @@ def plain_pod() -> dict[str, Any]:
     return {
         "metadata": {"labels": {PREFIX + "inject": "true"}},
         "spec": {
+            "serviceAccountName": "default",
             "containers": [
                 {
                     "name": "web",
@@ -76,7 +77,7 @@ def plain_pod() -> dict[str, Any]:
                     "readinessProbe": {"httpGet": {"path": "/$(HOST_IP)", "port": "http"}, "periodSeconds": 3},
                     "startupProbe": {"tcpSocket": {"port": "http"}},
                 }
-            ]
+            ],
         },
     }
 
@@ -293,6 +294,7 @@ def test_annotations_reach_the_sidecar_before_the_clusters_defaults() -> None:
         ({"runtimeClassName": "kata-mshv-vm-isolation"}, "kata-mshv-vm-isolation"),
         ({"runtimeClassName": "enclave"}, "enclave"),
         ({"os": {"name": "windows"}}, "Windows"),
+        ({"serviceAccountName": ""}, "no service account"),
         (
             {"containers": [{"name": "a", "ports": [{"name": "user-port", "containerPort": 1, "hostPort": 1}]}]},
             "hostPort",

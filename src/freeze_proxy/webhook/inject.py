@@ -139,6 +139,8 @@ def _check_fit(spec: Mapping[str, Any], namespace: str, options: Options, native
         raise Unfit("it is in the host's network, where its ports are not its own")
     if runtime.startswith(SANDBOXED) or runtime in options.sandboxed_runtime_classes:
         raise Unfit(f"its runtime class {runtime} keeps its processes where the node's daemon cannot freeze them")
+    if not spec.get("serviceAccountName"):  # API servers give every pod one before they ask us, but for static pods
+        raise Unfit("it has no service account, and so no token that says which pod it is; static pods have none")
     if (spec.get("os") or {}).get("name") == "windows":
         raise Unfit("it is for Windows")
     if not native and spec.get("restartPolicy") in ("Never", "OnFailure"):
