@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from freeze_proxy.freezers import FreezeError, Gone
-from freeze_proxy.freezers.places import CGROUP2, FREEZER, by_cgroup, directory, holds
+from freeze_proxy.freezers.places import CGROUP2, FREEZER, by_cgroup, directory, frozen_by_runtime, holds
 from tests.support.cluster import cgroups
 from tests.support.needs import need, need_program
 from tests.support.wait import until
@@ -116,6 +116,40 @@ def test_the_container_s_own_cgroup_is_found(tree: Tree) -> None:
 def test_cgroups_inside_of_it_lead_to_it(tree: Tree) -> None:
     pid = tree.sleeper(f"{POD}/crio-{ID}.scope/container/deeper")
     assert directory(tree.hierarchy, pid, ID) == str(tree.top / POD / f"crio-{ID}.scope")
+
+
+def frozen_at(tree: Tree, pid: int) -> str:
+    freezer = by_cgroup(ID, pid, "freeze", "cgroup1" if tree.hierarchy == FREEZER else "cgroup2")
+    freezer.close()
+    return freezer.where
+
+
+def test_crun_s_cgroup_inside_of_systemd_s_scope_is_frozen_in_place_of_the_scope(tree: Tree) -> None:
+    """On cgroup2, where crun looks at no other. The container may have more of them inside."""
+    scope = f"{POD}/crio-{ID}.scope"
+    for inside in ("container", "container/init.scope"):
+        pid = tree.sleeper(f"{scope}/{inside}")
+        assert frozen_at(tree, pid) == str(tree.top / scope / ("" if tree.hierarchy == FREEZER else "container"))
+        assert frozen_by_runtime(tree.hierarchy, pid, ID) == frozen_at(tree, pid)
+
+
+@pytest.mark.parametrize(
+    ("main", "other"),
+    [
+        ("crio-{}.scope/container", "crio-{}.scope/beside"),
+        ("crio-{}.scope/container", "crio-{}.scope"),
+        ("crio-{}.scope/containers", None),
+        ("crio-{}.scope/deeper/container", None),
+        ("crio-{}.scope", "crio-{}.scope/container"),
+        ("{}/container", None),
+    ],
+)
+def test_no_cgroup_that_a_container_makes_is_taken_for_crun_s(tree: Tree, main: str, other: str | None) -> None:
+    """What is frozen must hold all of the container."""
+    pid = tree.sleeper(f"{POD}/{main.format(ID)}")
+    if other is not None:
+        tree.sleeper(f"{POD}/{other.format(ID)}")
+    assert frozen_at(tree, pid) == str(tree.top / POD / main.format(ID).partition("/")[0])
 
 
 def test_a_process_of_somebody_else_is_not_the_container_s(tree: Tree) -> None:

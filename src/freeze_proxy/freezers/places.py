@@ -3,6 +3,7 @@
 The truth is /proc/PID/cgroup (cgroups(7), proc(5)); no path is ever built from what a runtime's configuration may be.
 What is frozen is the uppermost cgroup on that path whose name is the container's id as runtimes write it. So it can be
 neither the root nor the pod's cgroup, and whatever cgroups the container makes inside its own are frozen with it.
+The one exception is crun's with systemd's driver (see ``INNER``).
 
 Paths in /proc/PID/cgroup and in /proc/self/mountinfo begin at the root of the reader's own cgroup namespace. Where a
 daemon has a private one, and the host's hierarchy is mounted besides, both begin with ``/..`` and leave out the names
@@ -20,6 +21,12 @@ FREEZER, CPU, CGROUP2 = "freezer", "cpu", "cgroup2"
 
 _CONTROL = {FREEZER: "freezer.state", CGROUP2: "cgroup.freeze"}
 _QUOTA = {CPU: "cpu.cfs_quota_us", CGROUP2: "cpu.max"}
+
+
+INNER = "container"
+"""On cgroup2, crun with systemd's driver has the container in a cgroup of this name inside of the scope that bears the
+id (``run.oci.systemd.subgroup`` in crun(1)). It freezes that one, and sees of no other that it is frozen: an exec into
+a container whose scope is frozen hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +186,26 @@ def directory(hierarchy: str, pid: int, id: str) -> str | None:
     )
 
 
+def frozen_by_runtime(hierarchy: str, pid: int, id: str) -> str | None:
+    """The directory of the cgroup by which the container's runtime freezes it, and sees that it is frozen.
+
+    That is its own, or crun's inside of that (``INNER``) if nothing else is in there. Otherwise as ``directory``.
+    """
+    place = directory(hierarchy, pid, id)
+    if place is None or hierarchy != CGROUP2:
+        return place
+    inner = os.path.join(place, INNER)
+    path = _paths_of(pid, id).get(hierarchy, "/")
+    if not place.endswith(".scope") or not (path + "/").startswith(f"{own(path, id)}/{INNER}/"):
+        return place
+    try:
+        # What is made beside it later is not frozen, but only who may write the node's cgroups can do that.
+        others = any(entry.is_dir() and entry.name != INNER for entry in os.scandir(place))
+        return place if others or _read(os.path.join(place, "cgroup.procs")) else inner
+    except OSError:
+        return place
+
+
 def standing(hierarchy: str) -> str | None:
     """The directory of the cgroup that this process is in; ``None`` if it is out of sight."""
     return _in_sight(hierarchy, _self_path(hierarchy))
@@ -236,7 +263,7 @@ def hierarchy_of(pid: int, id: str, names: dict[str, str]) -> tuple[str, str, st
     Raises ``FreezeError``.
     """
     for hierarchy, name in names.items():
-        place = directory(hierarchy, pid, id)
+        place = (frozen_by_runtime if name in _CONTROL.values() else directory)(hierarchy, pid, id)
         if place is None:
             continue
         file = os.path.join(place, name)

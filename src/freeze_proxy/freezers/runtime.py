@@ -145,13 +145,13 @@ class RuntimeFreezer(Freezer):
         )
 
     def _cgroup(self, pid: int) -> tuple[str, bool | None]:
-        """Its own cgroup, in the hierarchy by which runtimes pause, and whether the kernel says that it is frozen.
+        """The cgroup by which its runtime pauses it, and whether the kernel says that it is frozen.
 
         ``("", None)`` where it cannot be seen.
         """
         try:
             for hierarchy, file, word in _SAYS:
-                where = places.directory(hierarchy, pid, self._id)
+                where = places.frozen_by_runtime(hierarchy, pid, self._id)
                 if where is not None:
                     with open(os.path.join(where, file), encoding="ascii") as state:
                         return where, word in state.read().splitlines()

@@ -129,7 +129,7 @@ def _members(id: str, pid: int) -> str | None:
     """Where the processes are listed that were not started by the main one: by ``exec``, say."""
     for hierarchy in (places.FREEZER, places.CGROUP2):
         try:
-            path = places.directory(hierarchy, pid, id)
+            path = places.frozen_by_runtime(hierarchy, pid, id)
         except FreezeError:
             continue
         if path is not None:
