@@ -2,6 +2,8 @@
 
     python -m scripts.reference             writes them
     python -m scripts.reference doctor …    runs ``freeze-proxy doctor …`` and writes its output into the README
+    python -m scripts.reference frozen      writes what ``make vm-test`` has seen of frozen containers into
+                                            docs/frozen-containers.md
 
 The metrics are read from a daemon that is started for it, on free ports, with nothing to freeze and nobody to ask.
 ``tests/daemon/test_reference.py`` holds that the page is what these commands write.
@@ -31,6 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, README = ROOT / "docs" / "daemon.md", ROOT / "README.md"
 SIDECAR, CONFIGURE = ROOT / "docs" / "sidecar.md", ROOT / "docs" / "configure.md"
 OPTIONS, METRICS, DOCTOR, VARIABLES, ANNOTATED = "options", "metrics", "doctor", "variables", "annotations"
+FROZEN, SEEN = ROOT / "docs" / "frozen-containers.md", ROOT / "build" / "vm-test" / "frozen.json"
+ON_CGROUP2 = "what was seen on cgroup2"
 KUBECONFIG = """\
 {"apiVersion": "v1", "kind": "Config", "current-context": "none",
  "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
@@ -155,6 +159,22 @@ def doctor(arguments: list[str]) -> str:
     return f"\n{lines}\n\n"
 
 
+def frozen(told: dict[str, Any]) -> str:
+    """The table of what is in ``frozen.json``, a row for each thing that was done, and the versions."""
+    seen, versions = told["seen"], told["versions"]
+    runtimes = list(dict.fromkeys(name for cells in seen.values() for name in cells))
+    rows = [f"| what | {' | '.join(runtimes)} |", "|---" * (len(runtimes) + 1) + "|"]
+    for what, cells in seen.items():
+        texts = [cells.get(name, "") for name in runtimes]
+        same = len(set(texts)) == 1 and len(texts) > 1
+        rows.append(f"| {what} | {' | '.join([texts[0], *['the same'] * (len(texts) - 1)] if same else texts)} |")
+    made = (
+        f"containerd {versions['containerd']}, {', '.join(f'{name} {versions[name]}' for name in runtimes)}, "
+        f"systemd {versions['systemctl']}, Linux {versions['linux']}, in QEMU's software emulation, {told['date']}"
+    )
+    return "\n".join([*rows, "", f"Seen with {made}.", ""])
+
+
 def marks(what: str) -> tuple[str, str]:
     """Between which lines of a page it stands."""
     return f"<!-- {what}: written by python -m scripts.reference -->\n", f"<!-- end of {what} -->\n"
@@ -173,6 +193,9 @@ def main(arguments: list[str]) -> None:
     """Write."""
     if arguments[:1] == ["doctor"]:
         README.write_text(written(README.read_text(), DOCTOR, doctor(arguments[1:])))
+        return
+    if arguments[:1] == ["frozen"]:
+        FROZEN.write_text(written(FROZEN.read_text(), ON_CGROUP2, frozen(json.loads(SEEN.read_text()))))
         return
     SIDECAR.write_text(written(SIDECAR.read_text(), VARIABLES, variables()))
     page = CONFIGURE.read_text()

@@ -56,3 +56,22 @@ def test_each_status_is_explained() -> None:
         status for cell in first_column(page(), "The control protocol") for status in re.findall(r"\b\d{3}\b", cell)
     }
     assert told == used | {"200"}
+
+
+def test_what_was_seen_of_frozen_containers_becomes_a_table() -> None:
+    told = {
+        "date": "2026-01-02",
+        "versions": {"containerd": "1", "runc": "2", "crun": "3", "systemctl": "4", "linux": "5"},
+        "seen": {"exec": {"runc": "refused", "crun": "hangs"}, "kill": {"runc": "ends", "crun": "ends"}},
+    }
+    rows = reference.frozen(told).splitlines()
+    assert rows[:4] == [
+        "| what | runc | crun |",
+        "|---|---|---|",
+        "| exec | refused | hangs |",
+        "| kill | ends | the same |",
+    ]
+    assert "systemd 4, Linux 5" in rows[-1]
+    assert "2026-01-02" in rows[-1]
+    page = reference.FROZEN.read_text()
+    assert reference.written(page, reference.ON_CGROUP2, "") != page, "run make vm-test and scripts.reference frozen"

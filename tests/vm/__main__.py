@@ -70,7 +70,8 @@ def _check_machine() -> None:
 
 def _pytest(chosen: Sequence[str]) -> list[str]:
     """pytest's arguments in there."""
-    options = ["-v", "--color=no", "--durations=10", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT}"]
+    options = ["-v", "--color=no", "--durations=10", "-p", "no:cacheprovider", "-p", "tests.vm.telling"]
+    options += [f"--timeout={TEST_TIMEOUT}"]
     if chosen:
         return [*options, *chosen]
     return [*options, *(f"--deselect={each}" for each in selection.LEFT_OUT), *selection.FOLDERS]

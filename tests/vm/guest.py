@@ -23,6 +23,7 @@ _PATIENCE = 30
 
 def main() -> None:
     """Run them."""
+    print("The machine is up.", flush=True)
     orders = json.loads(Path(ORDERS).read_text())
     # A node of a cluster has its loopback, and so do the sandboxes of pods.
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

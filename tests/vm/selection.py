@@ -3,7 +3,7 @@
 A folder of tests is added to ``FOLDERS``; what it needs besides the root file system, to ``rootfs``.
 """
 
-FOLDERS = ("tests/vm/node", "tests/freezers", "tests/containers")
+FOLDERS = ("tests/containers", "tests/freezers")
 
 LEFT_OUT = {
     "tests/containers/test_attach_docker.py": "There is no dockerd in the machine, as on nodes of today's clusters.",
