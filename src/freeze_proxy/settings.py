@@ -34,7 +34,10 @@ def breathe(text: str) -> tuple[float, float] | None:
     every, slash, span = text.partition("/")
     if not slash:
         raise ValueError(f"{text!r} does not say how to breathe: write how often and for how long, such as 30s/50ms.")
-    return positive_duration(every), positive_duration(span)
+    times = positive_duration(every), positive_duration(span)
+    if times[0] <= times[1]:
+        raise ValueError(f"{text!r} is awake for as long as it sleeps: write the longer time first, such as 30s/50ms.")
+    return times
 
 
 def idle_stream(text: str) -> float | None:

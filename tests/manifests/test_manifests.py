@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from freeze_proxy import __version__
+from freeze_proxy.annotations import said
 from freeze_proxy.cli import main
 from freeze_proxy.webhook import certs, settings
 from tests.support.needs import need
@@ -59,6 +60,21 @@ def test_every_object_is_valid(overlay: str, release: str) -> None:
 def test_the_example_is_valid(release: str) -> None:
     for one in yaml.safe_load_all((CONFIG / "example-deployment.yaml").read_text()):
         hold(one, release)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_example_for_knative_makes_a_valid_pod(release: str) -> None:
+    """Knative's own schemas are in no release of Kubernetes; what it has of a pod is."""
+    (service,) = yaml.safe_load_all((CONFIG / "example.yaml").read_text())
+    assert (service["apiVersion"], service["kind"]) == ("serving.knative.dev/v1", "Service")
+    template = service["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    container["name"] = "user-container"  # Knative fills in what is missing
+    container["readinessProbe"]["httpGet"]["port"] = 0
+    hold({"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": {
+        **template["spec"], "containers": [container]}}, release)  # fmt: skip
+    _, warnings = said(template["metadata"]["annotations"])
+    assert warnings == []
 
 
 def test_rights_are_exactly_these() -> None:

@@ -45,7 +45,7 @@ def test_no_time_at_all() -> None:
 def test_breathing() -> None:
     assert settings.breathe("off") is None
     assert settings.breathe("30s/50ms") == (30, 0.05)
-    for text in ("30s", "30s/", "/50ms", "30s/0", "30s/50ms/1s", "on"):
+    for text in ("30s", "30s/", "/50ms", "30s/0", "30s/50ms/1s", "on", "50ms/30s", "1s/1s"):
         with pytest.raises(ValueError, match=r"\.$"):
             settings.breathe(text)
 

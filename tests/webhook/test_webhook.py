@@ -102,6 +102,11 @@ def test_outcomes_are_said_and_counted(api_server: ApiServer) -> None:
     refused["metadata"].setdefault("annotations", {})["freeze.extensions.knative.dev/mode"] = "sleep"
     unfit["spec"]["hostNetwork"] = True
     with running(api_server) as webhook, client(trusted(api_server)) as http:
+        strange = review(POD)
+        strange["request"]["kind"]["kind"] = "Deployment"
+        answered = ask(http, webhook.port, strange)
+        assert answered["allowed"]
+        assert "no pod that is being created" in answered["warnings"][0]
         no = ask(http, webhook.port, review(refused))
         assert not no["allowed"]
         assert "mode" in no["status"]["message"]
@@ -110,9 +115,9 @@ def test_outcomes_are_said_and_counted(api_server: ApiServer) -> None:
         assert "patch" not in left
         assert "network" in left["warnings"][0]
         assert "patch" in ask(http, webhook.port, review(POD))
-        for outcome, count in {"refused": 1, "unchanged": 1, "injected": 1, "failed": 0, "malformed": 0}.items():
+        for outcome, count in {"refused": 1, "unchanged": 2, "injected": 1, "failed": 0, "malformed": 0}.items():
             assert metric(webhook.health, f'freeze_proxy_webhook_reviews_total{{outcome="{outcome}"}}') == count
-        assert metric(webhook.health, "freeze_proxy_webhook_review_seconds_count") == 3
+        assert metric(webhook.health, "freeze_proxy_webhook_review_seconds_count") == 4
         assert metric(webhook.health, "freeze_proxy_webhook_certificate_end_seconds") > time.time() + 80 * 86400
         (line,) = webhook.found("a pod was refused")
         assert line["namespace"] == "default"

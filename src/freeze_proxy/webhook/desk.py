@@ -17,6 +17,8 @@ PATH = "/mutate"
 _NONCE_BYTES = 16
 _FAILED = "freeze-proxy: the pod is left as it is, by a mistake of the webhook's; its log has the details."
 
+_NO_POD = "freeze-proxy: this is no pod that is being created; the webhook's configuration should send nothing else."
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +57,8 @@ class Desk:
         return web.Response(body=text, content_type="application/json")
 
     def _decided(self, review: reviews.Review) -> tuple[Outcome, str]:
+        if review.pod is None:
+            return Outcome(warnings=[_NO_POD]), metrics.UNCHANGED
         facts = {"namespace": review.namespace[:253], "pod": _name(review.pod)}
         try:
             outcome = inject(review.pod, review.namespace, self._options(), secrets.token_urlsafe(_NONCE_BYTES))

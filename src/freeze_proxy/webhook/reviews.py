@@ -19,7 +19,7 @@ _VERSION = "admission.k8s.io/v1"
 
 
 class Malformed(Exception):
-    """This is no review of a pod; the text is a sentence."""
+    """This is no review, and there is nobody to answer with one; the text is a sentence."""
 
     def __init__(self, sentence: str, status: int = 400) -> None:
         super().__init__(sentence)
@@ -28,11 +28,11 @@ class Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """What is asked: about this pod, in this namespace."""
+    """What is asked: about this pod, in this namespace; ``pod`` is nothing where it is no pod that is being created."""
 
     uid: str
     namespace: str
-    pod: dict[str, Any]
+    pod: dict[str, Any] | None
 
 
 def read(body: bytes) -> Review:
@@ -49,12 +49,15 @@ def read(body: bytes) -> Review:
     uid = request.get("uid") if isinstance(request, dict) else None
     if not isinstance(request, dict) or not isinstance(uid, str) or not 0 < len(uid) <= _LONGEST_UID:
         raise Malformed("The AdmissionReview has no request.uid.")
-    pod = request.get("object")
-    kind = request.get("kind")
-    if not isinstance(kind, dict) or (kind.get("group"), kind.get("kind")) != ("", "Pod") or not isinstance(pod, dict):
-        raise Malformed("The AdmissionReview is not about a pod: send pods only, by the rules of the configuration.")
-    namespace = request.get("namespace")
-    return Review(uid, namespace if isinstance(namespace, str) else "", pod)
+    pod, kind, namespace = request.get("object"), request.get("kind"), request.get("namespace")
+    ours = (
+        isinstance(kind, dict)
+        and (kind.get("group"), kind.get("kind")) == ("", "Pod")
+        and request.get("operation") == "CREATE"
+        and not request.get("subResource")
+        and isinstance(pod, dict)
+    )
+    return Review(uid, namespace if isinstance(namespace, str) else "", pod if ours else None)
 
 
 def answer(uid: str, outcome: Outcome) -> bytes:
