@@ -7,10 +7,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from bench import daemon, freezers, relay, report, soak, wake
+from bench import daemon, freezers, relay, report, soak, wake, webhook
 from bench.machine import ROOT, BenchError, end_on_sigterm, facts
 
-PARTS = ("relay", "soak", "freezers", "wake", "daemon")
+PARTS = ("relay", "soak", "freezers", "wake", "daemon", "webhook")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,6 +73,8 @@ def _measure(part: str, quick: bool, scenario: tuple[str, ...], results: dict[st
             results[part] = freezers.run(quick, tell)
         elif part == "wake":
             results[part] = wake.run(quick, tell)
+        elif part == "webhook":
+            results[part] = webhook.run(quick, tell)
         else:
             results[part] = daemon.run(quick, tell)
     results["machine"][part] = machine

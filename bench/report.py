@@ -71,7 +71,8 @@ def goals(results: Results) -> list[Goal]:
         words = f"{left} after {whole:,} and {soak['aborted_connections']:,} aborts, {len(soak['lost'])} responses lost"
         enough = whole >= 1_000_000 or left or soak["lost"]
         flight = Goal(flight.what, flight.limit, words, left == 0 and not soak["lost"] if enough else None)
-    return [*listed, memory, start, median, tail, flight, *_daemon_goals(results.get("daemon", {}))]
+    daemon, webhook = results.get("daemon", {}), results.get("webhook", {})
+    return [*listed, memory, start, median, tail, flight, *_daemon_goals(daemon), *_webhook_goals(webhook)]
 
 
 def _daemon_goals(daemon: Results) -> list[Goal]:
@@ -117,6 +118,19 @@ def _daemon_goals(daemon: Results) -> list[Goal]:
         memory.measured = f"{plain:.1f} MiB ({optimised:.1f} with python -OO)"
         memory.met = plain <= 45
     return [median, tail, ratio, load, memory, first]
+
+
+def _webhook_goals(webhook: Results) -> list[Goal]:
+    """Those of the webhook, asked as an API server asks."""
+    cpu = Goal("webhook, CPU a review", "≤ 2 ms")
+    tail = Goal("webhook, 100 reviews a second, on one core", "p99 ≤ 20 ms")
+    if webhook:
+        load = webhook["loads"]["kept"]
+        cpu.measured = f"{load['cpu_us'] / 1000:.2f} ms"
+        cpu.met = load["cpu_us"] <= 2000
+        tail.measured = f"p99 {load['ms']['p99']:.1f} ms, {len(load['wrong'])} wrong"
+        tail.met = load["ms"]["p99"] <= 20 and not load["wrong"] if webhook["seconds"] >= 30 else None
+    return [cpu, tail]
 
 
 # The words.
@@ -431,6 +445,35 @@ def _thousand(daemon: Results) -> list[str]:
     return parts
 
 
+def _webhook(webhook: Results) -> str:
+    sizes = [size / 1024 for size in webhook["bytes"]]
+    memory = {when: webhook["memory_kib"][when]["Rss"] / 1024 for when in ("fresh", "after")}
+    heads = ["", "CPU a review, ms", "answered after, ms, p50", "p99", "max", "client late, ms, p99", "wrong"]
+    rows = [
+        [
+            {"kept": f"{webhook['connections']} connections that stay", "new": "a new connection for each"}[name],
+            f"{load['cpu_us'] / 1000:.2f}",
+            *(f"{load['ms'][what]:.1f}" for what in ("p50", "p99", "max")),
+            f"{load['late_ms']['p99']:.1f}",
+            str(len(load["wrong"])),
+        ]
+        for name, load in webhook["loads"].items()
+    ]
+    return "\n".join(
+        [
+            "## The webhook\n",
+            f"`freeze-proxy webhook` on one core, the load on the other: an open loop of {webhook['rate']} reviews a "
+            f"second for {webhook['seconds']} s, over TLS, of the samples of Knative's pods in turns "
+            f"({min(sizes):.1f} to {max(sizes):.1f} KiB each). The answer's time counts from the moment at which the "
+            "review was due. CPU is all that the process took in that time, TLS and the log included, divided by the "
+            "reviews.\n",
+            _table(heads, rows) + "\n",
+            f"It is ready {webhook['start_ms']:,.0f} ms after its start, its certificate made and written down, and "
+            f"takes {memory['fresh']:.1f} MiB (RSS); after the reviews {memory['after']:.1f}.\n",
+        ]
+    )
+
+
 def document(results: Results) -> str:
     """The page, in Markdown."""
     parts = [
@@ -449,6 +492,7 @@ def document(results: Results) -> str:
         ("freezers", _freezers),
         ("wake", _wake),
         ("daemon", _daemon),
+        ("webhook", _webhook),
     ):
         if name in results:
             parts.append(write(results[name]))

@@ -116,6 +116,22 @@ def test_the_daemon_beside_every_other_way_and_with_a_thousand_containers(tmp_pa
     assert (tmp_path / "images/bench-pausing.svg").read_text().startswith("<?xml")
 
 
+def test_the_webhook_at_the_rate_of_a_cluster_in_a_hurry(tmp_path: Path) -> None:
+    ran = bench("--quick", "--only", "webhook", "--out", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+
+    results = json.loads((tmp_path / "latest.json").read_text())
+    for load in results["webhook"]["loads"].values():
+        assert load["reviews"] == 200
+        assert load["wrong"] == []
+        assert 50 < load["cpu_us"] < 20_000
+        assert 0 < load["ms"]["p50"] <= load["ms"]["p99"] <= load["ms"]["max"]
+    met = {goal["goal"]: goal["met"] for goal in results["goals"]}
+    assert met["webhook, CPU a review"] in (True, False)
+    assert met["webhook, 100 reviews a second, on one core"] is None, "two seconds are not half a minute"
+    assert "a new connection for each" in (tmp_path / "benchmarks.md").read_text()
+
+
 @pytest.mark.parametrize("during", ["freeze-proxy-test", "freeze-proxy-bench"])
 def test_a_daemon_benchmark_that_is_told_to_end_leaves_no_cgroup_behind(during: str, tmp_path: Path) -> None:
     """In the middle of its first measurement and of its second."""
