@@ -60,6 +60,15 @@ def test_a_variable_that_is_set_to_nothing_is_not_set() -> None:
     assert config(GRACE="", CONTAINERS="  ").settings.grace == 0.1
 
 
+def test_what_the_kubelet_says_about_services_is_not_for_it() -> None:
+    """Pods have such variables of every Service in their namespace, one that is called freeze-proxy-test among them."""
+    links = ("SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR")
+    assert (
+        config(**{f"TEST_{link}": "10.0.0.1" for link in links}, **dict.fromkeys(links, "10.0.0.1")).containers is None
+    )
+    assert not any(link in PREFIX + name for name, _, _ in VARIABLES for link in ("_SERVICE_", "_PORT"))
+
+
 def test_without_freezing_no_daemon_is_needed() -> None:
     assert config(MODE="off", DAEMON="").daemon is None
 

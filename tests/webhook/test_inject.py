@@ -185,6 +185,14 @@ def test_other_ports_of_a_container_that_will_be_frozen_are_warned_of() -> None:
     assert "port 9100 of container web is not relayed" in outcome.warnings[0]
 
 
+def test_a_hook_that_a_frozen_container_refuses_is_warned_of() -> None:
+    pod = plain_pod()
+    pod["spec"]["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", "5"]}}}
+    outcome = inject(pod, "default", NATIVE, "n")
+    assert outcome.patch
+    assert "container web has a preStop hook of the kind exec" in outcome.warnings[0]
+
+
 def test_ports_of_other_webhooks_sidecars_do_not_serve() -> None:
     pod = plain_pod()
     pod["spec"]["containers"].insert(0, {"name": "istio-proxy", "ports": [{"name": "http", "containerPort": 15090}]})

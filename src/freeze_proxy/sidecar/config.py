@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PREFIX = "FREEZE_PROXY_"
 _LONG = 24 * 3600.0
+_LINKS = ("_SERVICE_", "_PORT")  # of the kubelet, about a Service freeze-proxy-… in the pod's namespace: none is ours
 
 VARIABLES = (
     # name after the prefix, default (None: it must be there), what it is
@@ -85,7 +86,13 @@ class Config:
                 troubles.append(f"{PREFIX}{name}: {error}")
                 return None  # type: ignore[return-value]  # it is raised below
 
-        unknown = [each for each in environ if each.startswith(PREFIX) and each[len(PREFIX) :] not in defaults]
+        unknown = [
+            each
+            for each in environ
+            if each.startswith(PREFIX)
+            and each[len(PREFIX) :] not in defaults
+            and not any(link in each for link in _LINKS)
+        ]
         troubles += [f"{each} is no setting of a sidecar's." for each in unknown]
         self.target = read("TARGET", settings.address)
         port = self.target[1] if self.target else 0

@@ -127,7 +127,7 @@ def _injected(
     native = options.native_sidecars and (knative or options.native_ports)
     _check_fit(pod["spec"], namespace, options, native)
     new = _Pod(pod, knative, native, frozen, options)
-    warnings += new.passed_by()
+    warnings += new.cautions()
     return new.with_sidecar(told, nonce)
 
 
@@ -191,14 +191,20 @@ class _Pod:
         if not self.admin:
             raise Unfit("it has no two ports left for the sidecar")
 
-    def passed_by(self) -> list[str]:
-        """Warnings of ports that find a server which may be frozen: nobody stands before them."""
-        return [
+    def cautions(self) -> list[str]:
+        """Warnings of what finds a server that may be frozen, and does not wake it."""
+        ports = [
             f"freeze-proxy: port {port['containerPort']} of container {each['name']} is not relayed: what comes in "
             "there finds the container frozen at times, and does not wake it."
             for each in self._frozen_containers()
             for port in each.get("ports") or []
             if port is not self.port
+        ]
+        return ports + [
+            f"freeze-proxy: container {each['name']} has a preStop hook of the kind exec, which the runtime refuses if "
+            "the pod is deleted while it is frozen; one of the kind httpGet waits for the thaw."
+            for each in self._frozen_containers()
+            if ((each.get("lifecycle") or {}).get("preStop") or {}).get("exec")
         ]
 
     def with_sidecar(self, told: Mapping[str, str], nonce: str) -> dict[str, Any]:
