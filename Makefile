@@ -9,7 +9,7 @@ ARGS :=
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo picture drawing test vm-test check format bench image setup system clean
+.PHONY: help demo picture drawing test cluster-test vm-test check format bench image setup system clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: $(VENV)/.stamp-run ## See a server fall silent between its requests
 
 test: $(VENV)/.stamp-dev system ## Run every test
 	$(PYTHON) -m pytest $(ARGS)
+
+cluster-test: $(VENV)/.stamp-dev ## Try it on a real Kubernetes with Knative, end to end; as root, with Go
+	@$(PYTHON) -m tests.cluster $(ARGS)
 
 vm-test: $(VENV)/.stamp-dev ## Run the tests of the node on pure cgroup2 with systemd, in a virtual machine
 	@scripts/setup-system vm

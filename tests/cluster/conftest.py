@@ -1,0 +1,105 @@
+"""One cluster for all tests of this folder, in the order in which they stand.
+
+Only ``make cluster-test`` runs them: it has Go build Kubernetes and Knative, and gives them a machine of their own.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import installed as freeze_proxy
+from tests.cluster import knative
+from tests.cluster.api import Api
+from tests.cluster.components import SERVER, Cluster, from_environment
+from tests.cluster.minute import Minute
+
+_LOOKED_AT = "pods,ksvc,revisions,kingress,daemonsets,deployments,mutatingwebhookconfigurations"
+collect_ignore_glob = [] if "CLUSTER_FOLDER" in os.environ else ["*"]
+
+
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """A line of progress on the terminal."""
+    began = float(os.environ["CLUSTER_BEGAN"])
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def line(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def cluster(say: Callable[[str], None]) -> Cluster:
+    """Kubernetes with one node."""
+    made, archives = from_environment()
+    made.start(archives, say)
+    return made
+
+
+@pytest.hookimpl
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """What the cluster looked like at the end goes to the logs, if something failed."""
+    folder = Path(os.environ["CLUSTER_FOLDER"])
+    if exitstatus and (folder / "keys" / "admin.kubeconfig").exists():
+        api = Api(SERVER, folder / "keys" / "admin.kubeconfig")
+        with (folder / "logs" / "state.txt").open("w") as state:
+            for what in ("events --sort-by=lastTimestamp", "pods -o=wide", f"{_LOOKED_AT} -o=yaml"):
+                print(api.try_kubectl("get", "--all-namespaces", *what.split()).stdout, file=state)
+
+
+@pytest.fixture(scope="session")
+def api(cluster: Cluster) -> Api:
+    """Its API, as administrator."""
+    return cluster.api
+
+
+@pytest.fixture(scope="session")
+def with_knative(api: Api, cluster: Cluster, say: Callable[[str], None]) -> None:
+    """Knative Serving, ready."""
+    knative.Ingress(api, cluster.logs / "ingress.log").start()
+    knative.install(api)
+    say("Knative Serving is ready.")
+
+
+@pytest.fixture(scope="session")
+def stock(api: Api, with_knative: None, say: Callable[[str], None]) -> None:
+    """Services whose pods are as Knative makes them, since freeze-proxy is not there yet."""
+    knative.apply(api, *(knative.service(name, {}, knative.DIRECT) for name in ("stock", "stock-deleted")))
+    knative.await_services(api, "stock", "stock-deleted")
+    say("Services without freeze-proxy are ready.")
+
+
+@pytest.fixture(scope="session")
+def installed(api: Api, stock: None) -> None:
+    """freeze-proxy is there; ``test_1_install.py`` has installed it, or it is done now."""
+    if not api.find(freeze_proxy.DAEMON):
+        freeze_proxy.install(api)
+
+
+@pytest.fixture(scope="session")
+def probed(api: Api, cluster: Cluster, installed: None, say: Callable[[str], None]) -> Minute:
+    """Services with probes of each kind, left alone for a minute from now on."""
+    return Minute(api, cluster, say)
+
+
+@pytest.fixture(scope="session")
+def with_sidecar(api: Api, probed: Minute) -> None:
+    """Services that are asked, directly in their pods but for ``by-activator``."""
+    grpc = {"ports": [{"name": "h2c", "containerPort": 8080}]}
+    knative.apply(
+        api,
+        knative.service("traffic", {}, knative.DIRECT),
+        knative.service("grpc", grpc, knative.DIRECT),
+        knative.service("by-activator", {}),
+        knative.service("one-at-a-time", {}, knative.DIRECT, containerConcurrency=1),
+        knative.service("ten-at-a-time", {}, knative.DIRECT, containerConcurrency=10),
+        knative.service("deleted", {}, knative.DIRECT),
+        knative.service("deleted-busy", {}, knative.DIRECT),
+    )
+    names = ["traffic", "grpc", "by-activator", "one-at-a-time", "ten-at-a-time", "deleted", "deleted-busy"]
+    knative.await_services(api, *names, within=90)

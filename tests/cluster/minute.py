@@ -1,0 +1,114 @@
+"""Services with probes of each kind that nobody asks anything for a minute, and what is seen of them meanwhile."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tests.cluster import knative
+from tests.cluster.api import Api, Json, condition
+from tests.cluster.client import Client
+from tests.cluster.components import Cluster
+from tests.cluster.node import Container, statuses
+
+SECONDS = 60
+_HTTP = {"httpGet": {"path": "/", "httpHeaders": [{"name": "X-Probe", "value": "yes"}]}}
+_TCP: Json = {"tcpSocket": {"port": 0}}
+_GRPC = {"grpc": {"port": 8080}}
+_EXEC = {"exec": {"command": ["/ko-app/server", "check"]}}
+_OFTEN = {"periodSeconds": 2, "timeoutSeconds": 1, "failureThreshold": 3}
+_STARTUP = {"periodSeconds": 1, "failureThreshold": 30}
+
+
+def _container(how: Json, *, port: str = "http1", startup: bool = False) -> Json:
+    """The tests' server, whose readiness and liveness are asked often, in the same way."""
+    container: Json = {
+        "ports": [{"name": port, "containerPort": 8080}],
+        "readinessProbe": {**how, **_OFTEN},
+        "livenessProbe": {**how, **_OFTEN},
+    }
+    if startup:
+        container["startupProbe"] = {"httpGet": {"path": "/", "port": 8080}, **_STARTUP}
+    return container
+
+
+KINDS: dict[str, Json] = {
+    "none": {},
+    "http": _container(_HTTP),
+    "http-startup": _container(_HTTP, startup=True),
+    "tcp": _container(_TCP),
+    "grpc": _container(_GRPC, port="h2c"),
+    "exec": _container(_EXEC),
+    "exec-startup": {**_container(_HTTP), "startupProbe": {**_EXEC, **_STARTUP}},
+}
+"""The containers, by the kind of their probes."""
+_NAMES = {f"probed-{kind}": kind for kind in KINDS}
+
+
+class Minute:
+    """Begins when all of the services are frozen, and goes on beside other tests until ``result``."""
+
+    def __init__(self, api: Api, cluster: Cluster, say: Callable[[str], None]) -> None:
+        self._api = api
+        self._say = say
+        knative.apply(api, *(knative.service(name, KINDS[kind]) for name, kind in _NAMES.items()))
+        knative.await_services(api, *_NAMES, within=90)
+        self.containers = {kind: Container(cluster.cgroup, knative.pod(api, name)) for name, kind in _NAMES.items()}
+        # Where a startup or an exec probe is, the first freeze waits for the first request.
+        clients = [Client(knative.route(api, name)) for name in _NAMES]
+        with ThreadPoolExecutor(len(clients)) as pool:
+            for answer in pool.map(lambda client: client.http(http2=client.route.port == 81).get("/"), clients):
+                answer.raise_for_status()
+        for container in self.containers.values():
+            container.await_frozen(20)
+        say(f"{len(self.containers)} services with probes are frozen; they are left alone for {SECONDS} s.")
+        self.not_ready: list[str] = []
+        self.awake: dict[str, int] = dict.fromkeys(self.containers, 0)
+        self.looks = 0
+        self._ended = threading.Event()
+        self._began = time.monotonic()
+        self._ticks = {kind: len(container.ticks()) for kind, container in self.containers.items()}
+        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._watch, self._look)]
+        for thread in self._threads:
+            thread.start()
+
+    def _watch(self) -> None:
+        """Whatever becomes of the pods."""
+        path = "/api/v1/namespaces/default/pods"
+        names = {container.pod for container in self.containers.values()}
+        for kind, pod in self._api.watch(path, SECONDS + 60):
+            if self._ended.is_set():
+                return
+            name = pod["metadata"]["name"]
+            if name not in names:
+                continue
+            restarted = [each for each, status in statuses(pod).items() if status["restartCount"]]
+            if kind == "DELETED" or condition(pod, "Ready") != "True" or restarted:
+                self.not_ready.append(f"{name}: {kind} {condition(pod, 'Ready')} restarted: {restarted}")
+
+    def _look(self) -> None:
+        """Ten times a second, whether they are frozen."""
+        while not self._ended.wait(0.1):
+            self.looks += 1
+            for kind, container in self.containers.items():
+                self.awake[kind] += not container.frozen
+
+    def end(self) -> None:
+        """Return when the minute is over."""
+        left = self._began + SECONDS - time.monotonic()
+        if left > 0:
+            self._say(f"The minute is over in {left:.0f} s.")
+            time.sleep(left)
+        self._ended.set()
+        self._threads[1].join()
+
+    def ticked(self) -> dict[str, int]:
+        """How often each has ticked since the minute began."""
+        return {kind: len(container.ticks()) - self._ticks[kind] for kind, container in self.containers.items()}
+
+    def events(self) -> list[Any]:
+        """What the cluster has noted of these pods as a warning."""
+        listed = self._api.get("/api/v1/namespaces/default/events?fieldSelector=type=Warning")["items"]
+        names = {container.pod for container in self.containers.values()}
+        return [each for each in listed if each["involvedObject"]["name"] in names]

@@ -1,0 +1,42 @@
+"""Taken away again: services that run go on, and nothing stays frozen."""
+
+import time
+
+from tests.cluster import installed, knative
+from tests.cluster.api import Api
+from tests.cluster.client import Client
+from tests.cluster.components import Cluster
+from tests.cluster.node import Container, silent
+from tests.support.wait import until
+
+_SERVICES = ("traffic", "by-activator", "probed-http", "probed-tcp")
+
+
+def test_services_go_on_and_nothing_is_frozen(api: Api, cluster: Cluster, with_sidecar: None) -> None:
+    containers = [Container(cluster.cgroup, knative.pod(api, name)) for name in _SERVICES]
+    for container in containers:
+        container.await_frozen()
+    api.kubectl("delete", "-k", installed.OVERLAY, within=120)
+    until(lambda: not any(each.frozen for each in containers), "nothing is frozen", 30)
+    for name in _SERVICES:
+        assert Client(knative.route(api, name)).get().text.startswith("hello")
+    time.sleep(1)  # by now they would be frozen again
+    for container in containers:
+        assert not container.frozen
+        assert not silent(container, 0.5), container.pod
+
+
+def test_nothing_is_left_in_the_cluster(api: Api) -> None:
+    kinds = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings,namespaces"
+    until(
+        lambda: "freeze-proxy" not in api.kubectl("get", kinds, "-o", "name"),
+        "what was installed is gone",
+        60,
+        every=0.5,
+    )
+
+
+def test_pods_that_are_made_now_have_no_sidecar(api: Api) -> None:
+    knative.apply(api, knative.service("afterwards", {}))
+    knative.await_services(api, "afterwards")
+    assert "initContainers" not in knative.pod(api, "afterwards")["spec"]
