@@ -5,8 +5,15 @@ number of examples by twenty.
 """
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.support.cluster.images import Images
+    from tests.support.pods import Rig
 
 # Tests fork, and gRPC's own handlers for that end the child where another thread of gRPC's is at work.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -22,3 +29,28 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("freeze-proxy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first that needs the images waits until they are built."""
+    for item in items:
+        if "images" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Images"]:
+    """The container images, built once for all tests."""
+    from tests.support.cluster.images import built
+
+    with built(tmp_path_factory.mktemp("images")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def rig(images: "Images", tmp_path_factory: pytest.TempPathFactory) -> Iterator["Rig"]:
+    """A node whose pods have the sidecar's image in them."""
+    from tests.support import pods
+
+    with pods.rig(images, tmp_path_factory.mktemp("rig")) as made:
+        yield made

@@ -21,9 +21,9 @@ import pytest
 
 from freeze_proxy import __version__
 from tests.image.bases import ROOT
-from tests.image.conftest import TARGETS, Images
 from tests.support.api_server import ApiServer
 from tests.support.cluster.dockerd import DockerError
+from tests.support.cluster.images import TARGETS, Images
 from tests.support.cluster.kubelet import Kubelet
 from tests.support.needs import need_program
 from tests.support.node import Node

@@ -37,8 +37,8 @@ class Answered(NamedTuple):
 class Control:
     """One control connection, as a sidecar keeps it. ``send`` and ``hear`` apart pipeline."""
 
-    def __init__(self, port: int, within: float = 20.0) -> None:
-        self._socket = socket.create_connection((LOOPBACK, port), within)
+    def __init__(self, port: int, within: float = 20.0, host: str = LOOPBACK) -> None:
+        self._socket = socket.create_connection((host, port), within)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._heard = self._socket.makefile("rb")
 
@@ -86,8 +86,10 @@ class Daemon:
         *options: str,
         port: int = 0,
         prefix: Iterable[str] = (),
+        host: str = LOOPBACK,
     ) -> None:
         self.folder = folder
+        self.host = host
         self.state = folder / "state"
         self._log = folder / "daemon.log"
         self._options = [
@@ -109,7 +111,7 @@ class Daemon:
             self.process = subprocess.Popen(
                 [
                     *(*self._prefix, sys.executable, "-m", "freeze_proxy", "daemon"),
-                    *("--listen", f"{LOOPBACK}:{self.port or self._wanted}", *self._options),
+                    *("--listen", f"{self.host}:{self.port or self._wanted}", *self._options),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -155,7 +157,7 @@ class Daemon:
 
     def control(self) -> Control:
         """A connection to it."""
-        return Control(self.port)
+        return Control(self.port, host=self.host)
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, str]:
         """Something of its health port."""

@@ -9,6 +9,7 @@ from tests.support.api_server import ApiServer
 from tests.support.cluster.containerd import Containerd
 from tests.support.cluster.kubelet import Kubelet, Pod
 from tests.support.daemons import Control, Daemon
+from tests.support.ports import LOOPBACK
 
 NAME = "this-node"
 
@@ -25,7 +26,12 @@ class Node:
         self._tokens: list[str] = []
 
     def daemon(
-        self, *options: str, name: str = "daemon", runtime_socket: Path | str = "", prefix: Iterable[str] = ()
+        self,
+        *options: str,
+        name: str = "daemon",
+        runtime_socket: Path | str = "",
+        prefix: Iterable[str] = (),
+        host: str = LOOPBACK,
     ) -> Daemon:
         """One for this node, to be used in a ``with``."""
         made = Daemon(
@@ -34,6 +40,7 @@ class Node:
             runtime_socket or self.containerd.socket,
             *("--node-name", NAME, *options),
             prefix=prefix,
+            host=host,
         )
         self._daemons.append(made)
         return made

@@ -27,8 +27,8 @@ def request(method: str, path: str, *fields: str, body: bytes = b"") -> bytes:
 class RawClient:
     """One connection."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection((LOOPBACK, port), timeout=PATIENCE)
+    def __init__(self, port: int, host: str = LOOPBACK) -> None:
+        self.socket = socket.create_connection((host, port), timeout=PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def close(self) -> None:

@@ -59,6 +59,8 @@ class Running:
     ``end`` gives the report. Leaving the ``with`` ends it too, and fails if it would not end or if it has died before.
     """
 
+    host = LOOPBACK
+
     def __init__(
         self, tmp_path: Path, command: Sequence[str | Path], *options: str, environment: Mapping[str, str] | None = None
     ) -> None:
@@ -130,6 +132,11 @@ class Running:
         self._process.wait()
         self._reader.join(PATIENCE)
         self._out.close()
+
+    @property
+    def address(self) -> str:
+        """Where clients come in."""
+        return f"{self.host}:{self.port}"
 
     # Words.
 
@@ -228,6 +235,8 @@ class Running:
 
 class Direct:
     """A server without anything before it, to be used in a ``with``."""
+
+    host = LOOPBACK
 
     def __init__(self, command: Sequence[str | Path], port: int, ready: Callable[[int], None]) -> None:
         self.port = port

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from tests.support.needs import need_program
-from tests.support.running import Running
 from tests.support.servers import SERVERS, nginx_h2c
+from tests.support.starting import Start, Started
 
 PROGRAMMED = ["http.server", "uvicorn", "gunicorn", "node"]
 BODY = bytes(range(256)) * 1000
@@ -22,15 +22,17 @@ DIGEST = hashlib.sha256(BODY).hexdigest()
 
 
 @pytest.fixture(scope="module", params=list(SERVERS))
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(
+    start: Start, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Started]:
     tmp_path: Path = tmp_path_factory.mktemp("clients")
-    with Running(tmp_path, SERVERS[request.param](tmp_path), "--grace", "30ms") as running:
+    with start(tmp_path, SERVERS[request.param](tmp_path), "--grace", "30ms") as running:
         yield running
         report = running.end()
     assert report["refused"] == 0
 
 
-def _programmed(running: Running, request: pytest.FixtureRequest) -> bool:
+def _programmed(running: Started, request: pytest.FixtureRequest) -> bool:
     """Whether it is a server with all endpoints; nginx cannot hash a body."""
     return "nginx" not in request.node.callspec.params["running"]
 
@@ -46,8 +48,8 @@ def _curl(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_curl(running: Running, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    base = f"http://127.0.0.1:{running.port}"
+def test_curl(running: Started, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    base = f"http://{running.address}"
     running.await_frozen()
     assert _curl(f"{base}/echo?a=b").stdout.startswith("GET /echo?a=b\n")
     running.await_frozen()
@@ -71,8 +73,8 @@ def test_curl(running: Running, request: pytest.FixtureRequest, tmp_path: Path) 
     running.await_frozen()
 
 
-def test_httpx(running: Running, request: pytest.FixtureRequest) -> None:
-    with httpx.Client(base_url=f"http://127.0.0.1:{running.port}", timeout=20, trust_env=False) as client:
+def test_httpx(running: Started, request: pytest.FixtureRequest) -> None:
+    with httpx.Client(base_url=f"http://{running.address}", timeout=20, trust_env=False) as client:
         for number in range(3):
             running.await_frozen()
             assert client.get(f"/echo?{number}").text.startswith(f"GET /echo?{number}\n")
@@ -90,11 +92,11 @@ def test_httpx(running: Running, request: pytest.FixtureRequest) -> None:
                 assert list(response.iter_lines()) == ["first", "second"]
 
 
-def test_aiohttp(running: Running, request: pytest.FixtureRequest) -> None:
+def test_aiohttp(running: Started, request: pytest.FixtureRequest) -> None:
     programmed = _programmed(running, request)
 
     async def talk() -> None:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{running.port}") as session:
+        async with aiohttp.ClientSession(f"http://{running.address}") as session:
 
             async def echo(number: int) -> None:
                 async with session.get(f"/echo?{number}") as response:
@@ -113,12 +115,12 @@ def test_aiohttp(running: Running, request: pytest.FixtureRequest) -> None:
     running.await_frozen()
 
 
-def test_wrk(running: Running) -> None:
+def test_wrk(running: Started) -> None:
     program = need_program("wrk", "wrk")
     running.await_frozen()
     before = running.count("frozen")
     run = subprocess.run(
-        [program, "-t1", "-c16", "-d1s", f"http://127.0.0.1:{running.port}/echo"],
+        [program, "-t1", "-c16", "-d1s", f"http://{running.address}/echo"],
         capture_output=True,
         text=True,
         timeout=30,
@@ -134,14 +136,14 @@ def test_wrk(running: Running) -> None:
 
 
 @pytest.fixture
-def h2c(tmp_path: Path) -> Iterator[Running]:
-    with Running(tmp_path, nginx_h2c(tmp_path), "--grace", "30ms") as running:
+def h2c(start: Start, tmp_path: Path) -> Iterator[Started]:
+    with start(tmp_path, nginx_h2c(tmp_path), "--grace", "30ms") as running:
         yield running
         assert running.end()["refused"] == 0
 
 
-def test_curl_with_http2(h2c: Running, tmp_path: Path) -> None:
-    base = f"http://127.0.0.1:{h2c.port}"
+def test_curl_with_http2(h2c: Started, tmp_path: Path) -> None:
+    base = f"http://{h2c.address}"
     for _ in range(2):
         h2c.await_frozen()
         answer = _curl("--http2-prior-knowledge", "--write-out", "%{http_version} %{http_code}", f"{base}/echo?a")
@@ -157,10 +159,8 @@ def test_curl_with_http2(h2c: Running, tmp_path: Path) -> None:
     h2c.await_frozen()
 
 
-def test_httpx_with_http2(h2c: Running) -> None:
-    with httpx.Client(
-        base_url=f"http://127.0.0.1:{h2c.port}", http1=False, http2=True, timeout=20, trust_env=False
-    ) as client:
+def test_httpx_with_http2(h2c: Started) -> None:
+    with httpx.Client(base_url=f"http://{h2c.address}", http1=False, http2=True, timeout=20, trust_env=False) as client:
         for number in range(4):
             h2c.await_frozen()
             response = client.get(f"/echo?{number}")
@@ -168,11 +168,11 @@ def test_httpx_with_http2(h2c: Running) -> None:
             assert response.text.startswith(f"GET /echo?{number}\n")
 
 
-def test_h2load(h2c: Running, tmp_path: Path) -> None:
+def test_h2load(h2c: Started, tmp_path: Path) -> None:
     program = need_program("h2load", "nghttp2-client")
     h2c.await_frozen()
     run = subprocess.run(
-        [program, "-n5000", "-c8", "-m10", f"http://127.0.0.1:{h2c.port}/echo"],
+        [program, "-n5000", "-c8", "-m10", f"http://{h2c.address}/echo"],
         capture_output=True,
         text=True,
         timeout=60,

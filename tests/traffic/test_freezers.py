@@ -9,8 +9,19 @@ from tests.support.needs import need, need_root
 from tests.support.raw import RawClient, request
 from tests.support.running import Running
 from tests.support.servers import SERVERS
+from tests.support.starting import Start
 
 _FREEZERS = ("cgroup2", "cgroup1", "process")
+
+
+@pytest.fixture(params=[*_FREEZERS, "pod"])
+def by(request: pytest.FixtureRequest) -> tuple[str, Start]:
+    """The name of each freezer, and how a server is started behind it; in a pod, the daemon freezes."""
+    freezer = request.param
+    if freezer == "pod":
+        return freezer, request.getfixturevalue("rig").run
+    _need_freezer(freezer)
+    return freezer, lambda folder, command, *options: Running(folder, command, "--freezer", freezer, *options)
 
 
 def _need_freezer(freezer: str) -> None:
@@ -25,13 +36,11 @@ def _need_freezer(freezer: str) -> None:
 
 
 @pytest.mark.parametrize("server", ["http.server", "gunicorn", "node", "nginx"])
-@pytest.mark.parametrize("freezer", _FREEZERS)
-def test_frozen_between_requests_and_awake_during_them(tmp_path: Path, freezer: str, server: str) -> None:
-    _need_freezer(freezer)
-    command = SERVERS[server](tmp_path)
-    with Running(tmp_path, command, "--freezer", freezer, "--grace", "30ms") as running:
+def test_frozen_between_requests_and_awake_during_them(tmp_path: Path, by: tuple[str, Start], server: str) -> None:
+    freezer, start = by
+    with start(tmp_path, SERVERS[server](tmp_path), "--grace", "30ms") as running:
         assert running.freezer == freezer
-        client = RawClient(running.port)
+        client = RawClient(running.port, running.host)
         for number in range(5):
             running.await_frozen()
             used = running.cpu_seconds()
@@ -55,12 +64,10 @@ def test_frozen_between_requests_and_awake_during_them(tmp_path: Path, freezer: 
     assert 0.1 < report["share_frozen"] < 1
 
 
-@pytest.mark.parametrize("freezer", _FREEZERS)
-def test_awake_throughout_a_slow_response(tmp_path: Path, freezer: str) -> None:
-    _need_freezer(freezer)
-    with Running(tmp_path, SERVERS["node"](tmp_path), "--freezer", freezer, "--grace", "10ms") as running:
+def test_awake_throughout_a_slow_response(tmp_path: Path, by: tuple[str, Start]) -> None:
+    with by[1](tmp_path, SERVERS["node"](tmp_path), "--grace", "10ms") as running:
         running.await_frozen()
-        client = RawClient(running.port)
+        client = RawClient(running.port, running.host)
         client.socket.sendall(request("GET", "/slow"))
         while not client.socket.recv(4096).endswith(b"first\n"):
             pass

@@ -8,21 +8,21 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.support.running import Running
 from tests.support.servers import grpc_server
+from tests.support.starting import Start, Started
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    with Running(tmp_path, grpc_server(tmp_path), "--grace", "30ms") as running:
+def running(start: Start, tmp_path: Path) -> Iterator[Started]:
+    with start(tmp_path, grpc_server(tmp_path), "--grace", "30ms") as running:
         yield running
 
 
-def _channel(running: Running, *options: tuple[str, int]) -> grpc.Channel:
-    return grpc.insecure_channel(f"127.0.0.1:{running.port}", options=options)
+def _channel(running: Started, *options: tuple[str, int]) -> grpc.Channel:
+    return grpc.insecure_channel(f"{running.address}", options=options)
 
 
-def test_unary_on_one_connection_through_freezes(running: Running) -> None:
+def test_unary_on_one_connection_through_freezes(running: Started) -> None:
     with _channel(running) as channel:
         call = channel.unary_unary("/test.Bytes/Unary")
         peers = set()
@@ -36,7 +36,7 @@ def test_unary_on_one_connection_through_freezes(running: Running) -> None:
     running.await_frozen()
 
 
-def test_server_stream_keeps_it_awake(running: Running) -> None:
+def test_server_stream_keeps_it_awake(running: Started) -> None:
     running.await_frozen()
     with _channel(running) as channel:
         frozen = running.count("frozen")
@@ -48,7 +48,7 @@ def test_server_stream_keeps_it_awake(running: Running) -> None:
         running.await_frozen()
 
 
-def test_client_stream(running: Running) -> None:
+def test_client_stream(running: Started) -> None:
     def messages() -> Iterator[bytes]:
         for _ in range(10):
             yield b"0123456789"
@@ -60,7 +60,7 @@ def test_client_stream(running: Running) -> None:
         running.await_frozen()
 
 
-def test_bidirectional_stream(running: Running) -> None:
+def test_bidirectional_stream(running: Started) -> None:
     running.await_frozen()
     words: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     with _channel(running) as channel:
@@ -75,7 +75,7 @@ def test_bidirectional_stream(running: Running) -> None:
         running.await_frozen()
 
 
-def test_errors_cancellations_and_deadlines_end_the_exchange(running: Running) -> None:
+def test_errors_cancellations_and_deadlines_end_the_exchange(running: Started) -> None:
     running.await_frozen()
     with _channel(running) as channel:
         with pytest.raises(grpc.RpcError) as failure:
@@ -94,7 +94,7 @@ def test_errors_cancellations_and_deadlines_end_the_exchange(running: Running) -
         assert channel.unary_unary("/test.Bytes/Unary")(b"ab", timeout=10) == b"ba"
 
 
-def test_keepalive_pings_to_a_frozen_server_keep_the_channel(running: Running) -> None:
+def test_keepalive_pings_to_a_frozen_server_keep_the_channel(running: Started) -> None:
     options = (
         ("grpc.keepalive_time_ms", 1000),
         ("grpc.keepalive_timeout_ms", 500),

@@ -6,7 +6,8 @@ With a grace of 2 ms the next freeze is ordered 2 ms after a response. Each try 
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import h2.config
@@ -17,6 +18,7 @@ import pytest
 from tests.support.raw import RawClient, request
 from tests.support.running import Event, Running
 from tests.support.servers import SERVERS, nginx, nginx_h2c
+from tests.support.starting import Many, Start, Started
 
 GRACE = 0.002
 EARLY, LATE = 0.001, 0.003
@@ -42,11 +44,19 @@ def _judge(report: Event, tries: int, latencies: list[float]) -> None:
     assert report["freezes"] > tries / 4, "The tries did not meet freezes."
 
 
-@pytest.mark.parametrize(("freezer", "tries"), [("auto", 4000), ("cgroup1", 1000), ("process", 1000)])
-def test_on_a_kept_connection(tmp_path: Path, freezer: str, tries: int) -> None:
+@pytest.mark.parametrize("freezer", ["cgroup1", "process"])
+def test_by_another_freezer(tmp_path: Path, freezer: str) -> None:
+    _on_a_kept_connection(partial(Running, tmp_path, nginx(tmp_path), "--grace", "2ms", "--freezer", freezer), 1000)
+
+
+def test_on_a_kept_connection(start: Start, many: Many, tmp_path: Path) -> None:
+    _on_a_kept_connection(partial(start, tmp_path, nginx(tmp_path), "--grace", "2ms"), many(4000))
+
+
+def _on_a_kept_connection(begin: Callable[[], Started], tries: int) -> None:
     latencies = []
-    with Running(tmp_path, nginx(tmp_path), "--grace", "2ms", "--freezer", freezer) as running:
-        client = RawClient(running.port)
+    with begin() as running:
+        client = RawClient(running.port, running.host)
         for number in _moments(tries):
             since = time.monotonic()
             assert b"GET /echo?%d\n" % number in client.exchange(request("GET", f"/echo?{number}"))
@@ -56,13 +66,13 @@ def test_on_a_kept_connection(tmp_path: Path, freezer: str, tries: int) -> None:
     _judge(report, tries, latencies)
 
 
-def test_on_new_connections(tmp_path: Path) -> None:
-    tries = 2000
+def test_on_new_connections(start: Start, many: Many, tmp_path: Path) -> None:
+    tries = many(2000)
     latencies = []
-    with Running(tmp_path, nginx(tmp_path), "--grace", "2ms") as running:
+    with start(tmp_path, nginx(tmp_path), "--grace", "2ms") as running:
         for number in _moments(tries):
             since = time.monotonic()
-            client = RawClient(running.port)
+            client = RawClient(running.port, running.host)
             assert b"GET /echo?%d\n" % number in client.exchange(request("GET", f"/echo?{number}"))
             client.close()
             latencies.append(time.monotonic() - since)
@@ -70,19 +80,19 @@ def test_on_new_connections(tmp_path: Path) -> None:
     _judge(report, tries, latencies)
 
 
-def test_several_at_once(tmp_path: Path) -> None:
+def test_several_at_once(start: Start, many: Many, tmp_path: Path) -> None:
     """Four clients, each at a random moment around the same freeze."""
-    rounds, clients = 1000, 4
+    rounds, clients = many(1000), 4
     chance = random.Random(rounds)
     latencies = []
-    with Running(tmp_path, nginx(tmp_path), "--grace", "2ms") as running:
-        raw = [RawClient(running.port) for _ in range(clients)]
+    with start(tmp_path, nginx(tmp_path), "--grace", "2ms") as running:
+        raw = [RawClient(running.port, running.host) for _ in range(clients)]
         for round_ in range(rounds):
-            start = time.monotonic() + GRACE
+            begin = time.monotonic() + GRACE
             offsets = sorted((chance.uniform(-EARLY / 4, LATE), client) for client in range(clients))
             sent = {}
             for offset, client in offsets:
-                time.sleep(max(0.0, start + offset - time.monotonic()))
+                time.sleep(max(0.0, begin + offset - time.monotonic()))
                 sent[client] = time.monotonic()
                 raw[client].socket.sendall(request("GET", f"/echo?{round_}-{client}"))
             for client, since in sent.items():
@@ -97,11 +107,11 @@ def test_several_at_once(tmp_path: Path) -> None:
     assert max(latencies) < LONGEST
 
 
-def test_on_an_http2_connection(tmp_path: Path) -> None:
-    tries = 2000
+def test_on_an_http2_connection(start: Start, many: Many, tmp_path: Path) -> None:
+    tries = many(2000)
     latencies = []
-    with Running(tmp_path, nginx_h2c(tmp_path), "--grace", "2ms") as running:
-        client = RawClient(running.port)
+    with start(tmp_path, nginx_h2c(tmp_path), "--grace", "2ms") as running:
+        client = RawClient(running.port, running.host)
         protocol = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
         protocol.initiate_connection()
         for number in _moments(tries):
@@ -128,11 +138,11 @@ def test_on_an_http2_connection(tmp_path: Path) -> None:
     _judge(report, tries, latencies)
 
 
-def test_keep_alive_timers_that_run_out_during_a_freeze_harm_no_request(tmp_path: Path) -> None:
+def test_keep_alive_timers_that_run_out_during_a_freeze_harm_no_request(start: Start, tmp_path: Path) -> None:
     """The server would close its idle connections at the very moment at which a request thaws it."""
     command, environment = SERVERS["node"](tmp_path), {"KEEP_ALIVE_MS": "60"}
-    with Running(tmp_path, command, "--grace", "20ms", environment=environment) as running:
-        clients = [RawClient(running.port) for _ in range(20)]
+    with start(tmp_path, command, "--grace", "20ms", environment=environment) as running:
+        clients = [RawClient(running.port, running.host) for _ in range(20)]
         for number in range(4):
             for client in clients:
                 assert b"GET /echo?%d\n" % number in client.exchange(request("GET", f"/echo?{number}"))

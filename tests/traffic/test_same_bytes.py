@@ -8,8 +8,9 @@ import pytest
 
 from tests.support.ports import await_port, free_port
 from tests.support.raw import RawClient, masked, request
-from tests.support.running import Direct, Running
+from tests.support.running import Direct
 from tests.support.servers import SERVERS
+from tests.support.starting import Start, Started
 
 _CHUNKED_BODY = b"5\r\nhello\r\n6;extension=1\r\n world\r\n0\r\nX-Trailer: yes\r\n\r\n"
 
@@ -78,19 +79,19 @@ QUIET = 0.3
 class Pair:
     """The same server twice: alone and behind freeze-proxy."""
 
-    def __init__(self, name: str, direct: Direct, running: Running) -> None:
+    def __init__(self, name: str, direct: Direct, running: Started) -> None:
         self.name = name
         self.direct = direct
         self.running = running
 
 
 @pytest.fixture(scope="module", params=list(SERVERS))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(start: Start, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     tmp_path: Path = tmp_path_factory.mktemp("pair")
     command = SERVERS[request.param](tmp_path)
     with (
         Direct(command, free_port(), await_port) as direct,
-        Running(tmp_path, command, "--grace", "20ms") as running,
+        start(tmp_path, command, "--grace", "20ms") as running,
     ):
         yield Pair(request.param, direct, running)
         report = running.end()
@@ -100,7 +101,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_every_response_is_the_same(pair: Pair) -> None:
     requests = COMMON | OWN[pair.name]
-    direct, proxied = RawClient(pair.direct.port), RawClient(pair.running.port)
+    direct, proxied = RawClient(pair.direct.port), RawClient(pair.running.port, pair.running.host)
     try:
         for name, raw in requests.items():
             expected = masked(direct.exchange(raw))
@@ -113,8 +114,8 @@ def test_every_response_is_the_same(pair: Pair) -> None:
         proxied.close()
 
 
-def _whatever_comes(port: int, raw: bytes, piece: int = 0) -> bytes:
-    client = RawClient(port)
+def _whatever_comes(to: Direct | Started, raw: bytes, piece: int = 0) -> bytes:
+    client = RawClient(to.port, to.host)
     try:
         if piece:
             for at in range(0, len(raw), piece):
@@ -138,37 +139,37 @@ def _whatever_comes(port: int, raw: bytes, piece: int = 0) -> bytes:
 @pytest.mark.parametrize("name", list(ODD))
 def test_odd_requests_have_the_same_answer_and_the_same_end(pair: Pair, name: str) -> None:
     raw = ODD[name]
-    expected = _whatever_comes(pair.direct.port, raw)
+    expected = _whatever_comes(pair.direct, raw)
     pair.running.await_frozen()
-    assert _whatever_comes(pair.running.port, raw) == expected
-    assert _whatever_comes(pair.running.port, raw) == expected
+    assert _whatever_comes(pair.running, raw) == expected
+    assert _whatever_comes(pair.running, raw) == expected
     pair.running.await_frozen()
 
 
 def test_requests_in_small_pieces(pair: Pair) -> None:
     raw = request("POST", "/echo", "X-Test: pieces", "Connection: close", body=b"0123456789" * 5)
-    expected = _whatever_comes(pair.direct.port, raw)
+    expected = _whatever_comes(pair.direct, raw)
     assert b"200 OK" in expected
     pair.running.await_frozen()
-    assert _whatever_comes(pair.running.port, raw, piece=1) == expected
-    assert _whatever_comes(pair.running.port, raw, piece=7) == expected
+    assert _whatever_comes(pair.running, raw, piece=1) == expected
+    assert _whatever_comes(pair.running, raw, piece=7) == expected
 
 
 def test_pipelined_requests(pair: Pair) -> None:
     raw = request("GET", "/echo", "X-Test: first") + request("HEAD", "/echo") + request("GET", "/204")
     raw += request("GET", "/echo", "Connection: close")
-    expected = _whatever_comes(pair.direct.port, raw)
+    expected = _whatever_comes(pair.direct, raw)
     assert expected.count(b"HTTP/1.1") == 4
     pair.running.await_frozen()
-    assert _whatever_comes(pair.running.port, raw) == expected
-    assert _whatever_comes(pair.running.port, raw) == expected
+    assert _whatever_comes(pair.running, raw) == expected
+    assert _whatever_comes(pair.running, raw) == expected
 
 
 def test_expect_100_continue(pair: Pair) -> None:
     head = request("POST", "/upload", "Content-Length: 10", "Expect: 100-continue", "Connection: close")
 
-    def upload(port: int) -> bytes:
-        client = RawClient(port)
+    def upload(to: Direct | Started) -> bytes:
+        client = RawClient(to.port, to.host)
         try:
             client.socket.sendall(head)
             interim = b""
@@ -182,17 +183,17 @@ def test_expect_100_continue(pair: Pair) -> None:
         finally:
             client.close()
 
-    expected = upload(pair.direct.port)
+    expected = upload(pair.direct)
     assert b" 200 OK" in expected
     pair.running.await_frozen()
-    assert upload(pair.running.port) == expected
+    assert upload(pair.running) == expected
 
 
 def test_a_client_that_has_said_all(pair: Pair) -> None:
     """What a server makes of a half-closed connection is its own affair; it must be the same."""
 
-    def talk(port: int) -> bytes:
-        client = RawClient(port)
+    def talk(to: Direct | Started) -> bytes:
+        client = RawClient(to.port, to.host)
         try:
             client.socket.sendall(request("GET", "/echo"))
             client.socket.shutdown(socket.SHUT_WR)
@@ -200,9 +201,9 @@ def test_a_client_that_has_said_all(pair: Pair) -> None:
         finally:
             client.close()
 
-    expected = talk(pair.direct.port)
+    expected = talk(pair.direct)
     pair.running.await_frozen()
-    assert talk(pair.running.port) == expected
+    assert talk(pair.running) == expected
 
 
 def test_clients_that_leave_half_way_hurt_nobody(pair: Pair) -> None:
@@ -210,29 +211,29 @@ def test_clients_that_leave_half_way_hurt_nobody(pair: Pair) -> None:
     upload = request("POST", "/upload", "Content-Length: 50000000") + bytes(1_000_000)
     for raw, taken in ((big, 100_000), (big, 1), (upload, 0), (b"GET /echo HTT", 0)):
         pair.running.await_frozen()
-        client = RawClient(pair.running.port)
+        client = RawClient(pair.running.port, pair.running.host)
         client.socket.sendall(raw)
         while taken > 0:
             taken -= len(client.socket.recv(taken))
         client.close()
     pair.running.await_frozen()
-    client = RawClient(pair.running.port)
+    client = RawClient(pair.running.port, pair.running.host)
     assert b" 200 OK" in client.exchange(request("GET", "/echo"))
     client.close()
     pair.running.await_frozen()
 
 
-def test_an_upload_that_is_too_large_gets_its_refusal(tmp_path: Path) -> None:
+def test_an_upload_that_is_too_large_gets_its_refusal(start: Start, tmp_path: Path) -> None:
     """nginx refuses it after the head, closes its side, and lets the client go on for a while."""
     command = SERVERS["nginx"](tmp_path)
     raw = request("POST", "/small", body=bytes(3_000_000))
     with (
         Direct(command, free_port(), await_port) as direct,
-        Running(tmp_path, command, "--grace", "20ms") as running,
+        start(tmp_path, command, "--grace", "20ms") as running,
     ):
-        expected = _whatever_comes(direct.port, raw)
+        expected = _whatever_comes(direct, raw)
         assert b" 413 " in expected
         for _ in range(3):
             running.await_frozen()
-            assert _whatever_comes(running.port, raw) == expected
+            assert _whatever_comes(running, raw) == expected
         running.await_frozen()

@@ -9,15 +9,15 @@ import httpx
 from websockets.sync.client import connect
 
 from tests.support.raw import RawClient, request
-from tests.support.running import Running
 from tests.support.servers import SERVERS, websocket_server
+from tests.support.starting import Start
 from tests.support.wait import until
 
 
-def test_websocket_echo_and_the_server_stays_awake_until_it_closes(tmp_path: Path) -> None:
-    with Running(tmp_path, websocket_server(tmp_path), "--grace", "20ms") as running:
+def test_websocket_echo_and_the_server_stays_awake_until_it_closes(start: Start, tmp_path: Path) -> None:
+    with start(tmp_path, websocket_server(tmp_path), "--grace", "20ms") as running:
         running.await_frozen()
-        with connect(f"ws://127.0.0.1:{running.port}/", ping_interval=None) as socket:
+        with connect(f"ws://{running.address}/", ping_interval=None) as socket:
             frozen = running.count("frozen")
             for message in ("hello", "x" * 200_000, b"\x00\xff" * 1000):
                 socket.send(message)
@@ -27,15 +27,15 @@ def test_websocket_echo_and_the_server_stays_awake_until_it_closes(tmp_path: Pat
             assert not running.is_frozen()
             socket.ping().wait(10)
         running.await_frozen()
-        with connect(f"ws://127.0.0.1:{running.port}/talk", ping_interval=None) as socket:
+        with connect(f"ws://{running.address}/talk", ping_interval=None) as socket:
             assert list(socket) == ["word 0", "word 1", "word 2"]
         running.await_frozen()
 
 
-def test_an_idle_websocket_lets_the_server_freeze_and_lives_on(tmp_path: Path) -> None:
+def test_an_idle_websocket_lets_the_server_freeze_and_lives_on(start: Start, tmp_path: Path) -> None:
     options = ("--grace", "20ms", "--idle-stream", "300ms")
-    with Running(tmp_path, websocket_server(tmp_path), *options) as running, contextlib.ExitStack() as stack:
-        url = f"ws://127.0.0.1:{running.port}/"
+    with start(tmp_path, websocket_server(tmp_path), *options) as running, contextlib.ExitStack() as stack:
+        url = f"ws://{running.address}/"
         sockets = [stack.enter_context(connect(url, ping_interval=None)) for _ in range(3)]
         for number in range(3):
             running.await_frozen()
@@ -52,13 +52,13 @@ def test_an_idle_websocket_lets_the_server_freeze_and_lives_on(tmp_path: Path) -
     assert report["thaw"]["count"] >= 3
 
 
-def test_events_arrive_when_they_are_sent_and_keep_the_server_awake(tmp_path: Path) -> None:
+def test_events_arrive_when_they_are_sent_and_keep_the_server_awake(start: Start, tmp_path: Path) -> None:
     for name in ("uvicorn", "node"):
-        with Running(tmp_path, SERVERS[name](tmp_path), "--grace", "20ms") as running:
+        with start(tmp_path, SERVERS[name](tmp_path), "--grace", "20ms") as running:
             running.await_frozen()
             frozen = running.count("frozen")
             arrivals = []
-            with httpx.stream("GET", f"http://127.0.0.1:{running.port}/sse/200", trust_env=False) as response:
+            with httpx.stream("GET", f"http://{running.address}/sse/200", trust_env=False) as response:
                 for line in response.iter_lines():
                     if line:
                         arrivals.append(time.monotonic())
@@ -70,10 +70,10 @@ def test_events_arrive_when_they_are_sent_and_keep_the_server_awake(tmp_path: Pa
             running.await_frozen()
 
 
-def test_a_silent_event_stream_counts_as_idle_where_asked_for(tmp_path: Path) -> None:
+def test_a_silent_event_stream_counts_as_idle_where_asked_for(start: Start, tmp_path: Path) -> None:
     options = ("--grace", "20ms", "--idle-stream", "200ms", "--breathe", "400ms/100ms")
-    with Running(tmp_path, SERVERS["node"](tmp_path), *options) as running:
-        client = RawClient(running.port)
+    with start(tmp_path, SERVERS["node"](tmp_path), *options) as running:
+        client = RawClient(running.port, running.host)
         client.socket.sendall(request("GET", "/sse/1000"))  # silent for a second after each of three events
         got = client.read_response("GET")
         assert got.count(b"data: ") == 3

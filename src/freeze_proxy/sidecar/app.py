@@ -6,6 +6,7 @@ cannot listen.
 
 import posix
 import sys
+import time
 
 from freeze_proxy.control.client import Client
 from freeze_proxy.control.names import is_address
@@ -68,7 +69,8 @@ class Telling(Witness):
         """Counted; and said where each is wanted."""
         self._numbers.thawed(at, waited)
         self._reason = ""
-        self._log.debug("thawed", waited_ms=None if waited is None else round(waited * 1e3, 3))
+        took, waited_ms = time.monotonic() - at, None if waited is None else round(waited * 1e3, 3)
+        self._log.debug("thawed", took_ms=round(took * 1e3, 3), waited_ms=waited_ms)
 
     def failed(self, what: str, reason: str) -> None:
         """Counted, and said once for each reason: it is tried again and again."""

@@ -14,6 +14,7 @@ import grpc
 from tests.support.cluster import archives
 from tests.support.cluster.cgroups import Cgroups, driver, hierarchies
 from tests.support.cluster.messages import MESSAGES
+from tests.support.cluster.network import PodNetwork
 from tests.support.cluster.programs import Daemon, end_processes_with, remove_folder
 from tests.support.needs import need_program, need_root
 from tests.support.wait import FACTOR, until
@@ -118,7 +119,7 @@ class Containerd:
     """Runs from ``start`` to ``close``; may be ended in between, and started again on the same state.
 
     ``socket`` is where it serves, ``folder`` all that it has, ``cgroups`` where its containers belong: with ``unified``
-    in cgroup2 alone, as on most nodes.
+    in cgroup2 alone, as on most nodes. ``network`` is that of pods which have one of their own.
     """
 
     namespace = "k8s.io"
@@ -144,6 +145,7 @@ class Containerd:
                     ("grpc.max_reconnect_backoff_ms", 200),
                 ],
             )
+            self.network = PodNetwork(self.folder)
             config = self.folder / "config.toml"
             self.snapshotter = _snapshotter(self.folder)
             text = _CONFIG.format(folder=self.folder, pause=archives.PAUSE, snapshotter=self.snapshotter)
@@ -239,4 +241,5 @@ class Containerd:
             with contextlib.suppress(FileNotFoundError):
                 socket.unlink()
         until(lambda: not self.cgroups.paths(), "the cgroups are gone")
+        self.network.down()
         remove_folder(self.folder)

@@ -14,11 +14,25 @@ import grpc
 
 from tests.support.cluster import archives
 from tests.support.cluster.containerd import Containerd
-from tests.support.cluster.messages import EXITED, NODE, RUNNING
+from tests.support.cluster.messages import EXITED, NODE, POD, RUNNING
 from tests.support.cluster.ticking import TICK, Command, Ticking
 from tests.support.wait import until
 
 NAMESPACE = "default"
+
+
+class Made(NamedTuple):
+    """What a container is made of. ``command``: empty for that of the image; ``mounts``: in it, and on the node.
+
+    Confined is a container as restricted Pod Security wants it, with a read-only root as well.
+    """
+
+    command: Command = ()
+    image: str = archives.WORKLOAD
+    environment: Mapping[str, str] = {}
+    mounts: Mapping[str, str] = {}
+    writable: Mapping[str, str] = {}
+    confined: bool = False
 
 
 class Executed(NamedTuple):
@@ -32,12 +46,13 @@ class Executed(NamedTuple):
 class Container(Ticking):
     """One container, from its start until its pod is deleted."""
 
-    def __init__(self, pod: "Pod", name: str, attempt: int, command: Command) -> None:
+    def __init__(self, pod: "Pod", name: str, attempt: int, made: Made) -> None:
         self._call = pod.kubelet.containerd.call
         self.pod = pod
         self.name = name
         self.attempt = attempt
-        self.command = command
+        self.made = made
+        self.command = made.command
         self.folder = pod.folder / name / str(attempt)
         self.folder.mkdir(parents=True)
         self.id: str = self._call(
@@ -47,18 +62,35 @@ class Container(Ticking):
         self.pid: int = json.loads(self.status(verbose=True).info["info"])["pid"]
 
     def _config(self) -> dict[str, Any]:
+        made = self.made
+        context: dict[str, Any] = {"namespace_options": {"network": self.pod.network, "pid": 1}}
+        if made.confined:
+            context |= {
+                "capabilities": {"drop_capabilities": ["ALL"]},
+                "readonly_rootfs": True,
+                "no_new_privs": True,
+                "seccomp": {"profile_type": 0},  # RuntimeDefault
+            }
+        mounts = [("/ticks", str(self.folder), False)] if not made.confined else []
+        mounts += [(place, source, True) for place, source in made.mounts.items()]
+        mounts += [(place, source, False) for place, source in made.writable.items()]
         return {
             "metadata": {"name": self.name, "attempt": self.attempt},
-            "image": {"image": archives.WORKLOAD},
-            "command": list(self.command),
-            "envs": [{"key": "HOSTNAME", "value": self.pod.name}],
-            "mounts": [{"container_path": "/ticks", "host_path": str(self.folder)}],
+            "image": {"image": made.image},
+            "command": list(made.command),
+            "envs": [
+                {"key": key, "value": value} for key, value in {"HOSTNAME": self.pod.name, **made.environment}.items()
+            ],
+            "mounts": [
+                {"container_path": place, "host_path": source, "readonly": readonly}
+                for place, source, readonly in mounts
+            ],
             "labels": self.pod.labels | {"io.kubernetes.container.name": self.name},
             "annotations": {"io.kubernetes.container.restartCount": str(self.attempt)},
             "log_path": f"{self.name}/{self.attempt}.log",
             "linux": {
                 "resources": {} if self.pod.kubelet.containerd.unified else {"cpu_shares": 102},
-                "security_context": {"namespace_options": {"network": NODE, "pid": 1}},
+                "security_context": context,
             },
         }
 
@@ -113,11 +145,20 @@ class Container(Ticking):
 class Pod:
     """A pod that runs. ``pod["user-container"]`` is the running container of that name."""
 
-    def __init__(self, kubelet: "Kubelet", name: str, runtime: str, uid: str | None, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        kubelet: "Kubelet",
+        name: str,
+        runtime: str,
+        uid: str | None,
+        labels: Mapping[str, str],
+        network: int = NODE,
+    ) -> None:
         self.kubelet = kubelet
         self.name = name
         self.namespace = NAMESPACE
         self.runtime = runtime
+        self.network = network
         self.uid = uid or str(uuid.uuid4())
         self.labels = dict(labels) | {
             "io.kubernetes.pod.uid": self.uid,
@@ -135,9 +176,8 @@ class Pod:
             "log_directory": str(self.logs),
             "labels": self.labels,
             "linux": {
-                # The node's network: it needs no plugins, and freezing has nothing to do with it.
                 "cgroup_parent": kubelet.containerd.cgroups.of_pod(self.uid),
-                "security_context": {"namespace_options": {"network": NODE, "pid": 1}},
+                "security_context": {"namespace_options": {"network": network, "pid": 1}},
             },
         }
         call = kubelet.containerd.call
@@ -146,12 +186,19 @@ class Pod:
     def __getitem__(self, name: str) -> Container:
         return self.containers[name]
 
-    def start(self, name: str, command: Command) -> Container:
+    @property
+    def ip(self) -> str:
+        """Its address, where it has a network of its own."""
+        answer = self.kubelet.containerd.call("PodSandboxStatus", pod_sandbox_id=self.id)
+        return str(answer.status.network.ip)
+
+    def start(self, name: str, command: "Command | Made") -> Container:
         """Start a container of this name; if there has been one already it counts as a restart."""
         before = self.containers.get(name)
         if before is not None:
             self.past.append(before)
-        container = Container(self, name, 0 if before is None else before.attempt + 1, command)
+        made = command if isinstance(command, Made) else Made(command)
+        container = Container(self, name, 0 if before is None else before.attempt + 1, made)
         self.containers[name] = container
         return container
 
@@ -161,7 +208,7 @@ class Pod:
         if container.alive:
             container.kill()
         container.await_exit()
-        return self.start(name, container.command)
+        return self.start(name, container.made)
 
     def kill(self, name: str, by: int = signal.SIGKILL) -> None:
         """A signal to the first process of a container."""
@@ -197,15 +244,20 @@ class Kubelet:
 
     def pod(
         self,
-        containers: Mapping[str, Command] | Sequence[str] = ("user-container", "queue-proxy"),
+        containers: "Mapping[str, Command | Made] | Sequence[str]" = ("user-container", "queue-proxy"),
         runtime: str = "runc",
         name: str | None = None,
         uid: str | None = None,
         labels: Mapping[str, str] | None = None,
+        network: bool = False,
     ) -> Pod:
-        """Run a pod; names alone stand for containers that tick. All of them run when this returns."""
+        """Run a pod; names alone stand for containers that tick. All of them run when this returns.
+
+        Without a ``network`` of its own it is on the node's, which needs no plugins.
+        """
+        commands: Mapping[str, Command | Made]
         commands = containers if isinstance(containers, Mapping) else dict.fromkeys(containers, TICK)
-        pod = Pod(self, name or f"pod-{next(self._numbers)}", runtime, uid, labels or {})
+        pod = Pod(self, name or f"pod-{next(self._numbers)}", runtime, uid, labels or {}, POD if network else NODE)
         self.pods.append(pod)
         for container, command in commands.items():
             pod.start(container, command)

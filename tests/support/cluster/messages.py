@@ -7,8 +7,8 @@ from freeze_proxy.protobuf import Table, classes
 
 RUNNING, EXITED = 1, 2
 """Container states."""
-NODE = 2
-"""A namespace mode: the node's own."""
+POD, NODE = 0, 2
+"""Namespace modes: the pod's own, and the node's own."""
 
 _ID = {"container_id": (1, "string")}
 _POD_ID = {"pod_sandbox_id": (1, "string")}
@@ -21,6 +21,10 @@ TABLE: Table = {
     "NamespaceOption": {"network": (1, "int32"), "pid": (2, "int32"), "ipc": (3, "int32")},
     "SandboxSecurityContext": {"namespace_options": (1, "NamespaceOption")},
     "LinuxPodSandboxConfig": {"cgroup_parent": (1, "string"), "security_context": (2, "SandboxSecurityContext")},
+    "PodSandboxStatusRequest": _POD_ID,
+    "PodSandboxNetworkStatus": {"ip": (1, "string")},
+    "PodSandboxStatus": {"id": (1, "string"), "network": (5, "PodSandboxNetworkStatus")},
+    "PodSandboxStatusResponse": {"status": (1, "PodSandboxStatus"), "info": (2, "map string string")},
     "PodSandboxMetadata": {
         "name": (1, "string"),
         "uid": (2, "string"),
@@ -48,7 +52,15 @@ TABLE: Table = {
         "cpu_shares": (3, "int64"),
         "memory_limit_in_bytes": (4, "int64"),
     },
-    "ContainerSecurityContext": {"namespace_options": (3, "NamespaceOption")},
+    "Capability": {"add_capabilities": (1, "repeated string"), "drop_capabilities": (2, "repeated string")},
+    "SecurityProfile": {"profile_type": (1, "int32")},
+    "ContainerSecurityContext": {
+        "capabilities": (1, "Capability"),
+        "namespace_options": (3, "NamespaceOption"),
+        "readonly_rootfs": (7, "bool"),
+        "no_new_privs": (11, "bool"),
+        "seccomp": (15, "SecurityProfile"),
+    },
     "LinuxContainerConfig": {
         "resources": (1, "LinuxContainerResources"),
         "security_context": (2, "ContainerSecurityContext"),

@@ -1,4 +1,4 @@
-"""The container images, built once for all tests that are here."""
+"""The container images of freeze-proxy, built on bases of Debian's packages in a dockerd of the tests' own."""
 
 import json
 import os
@@ -6,10 +6,9 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.image import bases
 from tests.support.cluster.containerd import Containerd
@@ -56,9 +55,9 @@ class Images:
             self.dockerd.docker("rm", identity)
 
 
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
-    """All of them."""
+@contextmanager
+def built(folder: Path) -> Iterator[Images]:
+    """All of them, in a dockerd on a containerd, for as long as this lasts."""
     version = sys.version_info[:2]
     need(
         version == (3, 11),
@@ -70,7 +69,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
         dockerd = Dockerd(containerd)
         try:
             dockerd.start()
-            yield Images(dockerd, tmp_path_factory.mktemp("images"))
+            yield Images(dockerd, folder)
         finally:
             dockerd.close()
     finally:
