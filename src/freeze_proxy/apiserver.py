@@ -5,6 +5,7 @@ Nothing from the environment decides where our credentials go: no proxy, no ``.n
 
 import asyncio
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -20,6 +21,14 @@ KEPT_ALIVE = 60.0
 """Seconds for which an idle connection stays open for the next call."""
 
 _NOT_FOUND = 404
+
+_NOTICES_ITS_END = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""TCP keep-alive within half a minute: who only listens, to a watch say, would never notice otherwise."""
 
 T = TypeVar("T")
 
@@ -55,9 +64,11 @@ class ApiServer:
             ) from None
 
     def transport(self, most: int = 16) -> httpx2.AsyncHTTPTransport:
-        """A pool of connections of its own: so many at most."""
+        """A pool of connections of its own: so many at most. One whose other end is gone ends by itself."""
         limits = httpx2.Limits(max_connections=most, max_keepalive_connections=4, keepalive_expiry=KEPT_ALIVE)
-        return httpx2.AsyncHTTPTransport(verify=self._trust, trust_env=False, limits=limits)
+        return httpx2.AsyncHTTPTransport(
+            verify=self._trust, trust_env=False, limits=limits, socket_options=_NOTICES_ITS_END
+        )
 
     async def call(self, ask: Callable[[], Awaitable[T]], what: str, grant: str) -> T:
         """The answer of ``ask()``, which does ``what`` and may be asked twice: a connection kept alive may have ended.

@@ -327,6 +327,16 @@ def _daemon_settings(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="After a start: for how long pods may claim what an earlier daemon has frozen.",
             ),
             _setting(
+                "--ambient/--no-ambient",
+                default=False,
+                help="Freeze also the node's pods that ask for it without a sidecar; needs --node-name.",
+            ),
+            _setting(
+                "--config-dir",
+                type=click.Path(file_okay=False),
+                help="With --ambient: where the ConfigMap with the cluster's defaults is mounted.",
+            ),
+            _setting(
                 "--log-level",
                 type=click.Choice(("debug", "info", "warning", "error")),
                 default="info",

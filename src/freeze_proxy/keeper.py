@@ -36,6 +36,9 @@ class Gated:
 
     __slots__ = ()
 
+    def catch_up(self) -> None:
+        """Time has passed, and the gate is about to decide: tell of all that has happened until now."""
+
     def before_freeze(self) -> None:
         """The target is about to stand still."""
 
@@ -185,7 +188,7 @@ class Keeper(Tally):
 
     def _wait(self, order: Order | None) -> None:
         if self._waiting_since is None or self.gate.in_flight == 1:  # those before it have given up
-            self._waiting_since = time.monotonic()
+            self._waiting_since = self._loop.now
         self._carry_out(order)
 
     def _compare(self, before: str, now: float) -> None:
@@ -230,6 +233,7 @@ class Keeper(Tally):
 
     def _tick(self) -> None:
         self._alarm = None
+        self.gated.catch_up()
         while (order := self.gate.tick(self._loop.now)) is not None:
             self._carry_out(order)
         self._set_alarm()

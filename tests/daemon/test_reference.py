@@ -39,7 +39,7 @@ def test_the_metrics_are_those_of_a_daemon_that_runs(tmp_path: Path) -> None:
 def test_what_the_log_tells_is_listed() -> None:
     """Every event by a constant text; those that come from elsewhere have none."""
     told = set()
-    for path in [*(SOURCE / "daemon").glob("*.py"), SOURCE / "control" / "server.py"]:
+    for path in [*(SOURCE / "daemon").rglob("*.py"), SOURCE / "control" / "server.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("_log."):
                 told |= {each.value for each in node.args if isinstance(each, ast.Constant)}

@@ -12,6 +12,7 @@ object then calls the method of that name (``token``, ``delete_pod``, ``become``
 import argparse
 import asyncio
 import base64
+import copy
 import hashlib
 import ipaddress
 import json
@@ -203,6 +204,9 @@ class ApiServer:
         self.rules: list[Json] | None = None  # of RBAC, for objects; without any, all is allowed
         self.denied: list[str] = []  # what was asked for beyond them
         self.writes = 0
+        self.history: list[tuple[int, str, str, Json]] = []  # version, ADDED, MODIFIED or DELETED, path, object
+        self.compacted = 0  # what happened up to this version is forgotten
+        self.watches = 0  # that are open
         self.release = {"major": "1", "minor": "34"}
         self.agents: set[int] = set()  # connections that asked, by their port
         self.at_once = self.most_at_once = 0
@@ -300,8 +304,20 @@ class ApiServer:
     def put(self, path: str, content: Json) -> None:
         """There is this object; its version changes with each write."""
         self.writes += 1
+        content = copy.deepcopy(content)
         content.setdefault("metadata", {})["resourceVersion"] = str(self.writes)
+        self.history.append((self.writes, "MODIFIED" if path in self.objects else "ADDED", path, content))
         self.objects[path] = content
+
+    def remove(self, path: str) -> None:
+        """There is no such object any more."""
+        self.writes += 1
+        content = self.objects.pop(path)
+        self.history.append((self.writes, "DELETED", path, content))
+
+    def forget(self) -> None:
+        """What has happened so far cannot be watched any more: who asks for it is told that it is gone."""
+        self.compacted = self.writes
 
     @property
     def reviews(self) -> int:
@@ -372,8 +388,8 @@ class ApiServer:
 
     def _asked(
         self, answer: Callable[[web.Request, Json], tuple[int, Json]]
-    ) -> Callable[[web.Request], Coroutine[Any, Any, web.Response]]:
-        async def handle(request: web.Request) -> web.Response:
+    ) -> Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
             self.calls[request.path] += 1
             self.agents.add(request.transport.get_extra_info("peername")[1] if request.transport else 0)
             self.at_once += 1
@@ -382,22 +398,48 @@ class ApiServer:
                 body = await request.json() if request.can_read_body else {}
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                return await self._faulty(request, body) or self._right(request, body, answer)
+                return await self._faulty(request, body) or await self._right(request, body, answer)
             finally:
                 self.at_once -= 1
 
         return handle
 
-    def _right(
+    async def _right(
         self, request: web.Request, body: Json, answer: Callable[[web.Request, Json], tuple[int, Json]]
-    ) -> web.Response:
+    ) -> web.StreamResponse:
         kind, _, credential = request.headers.get("Authorization", "").partition(" ")
         if not credential:
             return failure(403, "Forbidden", f'forbidden: User "system:anonymous" cannot get path "{request.path}"')
         if kind != "Bearer" or credential not in self.credentials:
             return failure(401, "Unauthorized", "Unauthorized")
+        if request.query.get("watch") == "true" and self._allowed("watch", request.path):
+            return await self._watch(request)
         status, content = answer(request, body)
         return said(status, content)
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        """What happens to the objects of a collection, line by line, from a version on."""
+        since = int(request.query["resourceVersion"])
+        stream = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await stream.prepare(request)
+        self.watches += 1
+        try:
+            until = time.monotonic() + float(request.query.get("timeoutSeconds", "60"))
+            while time.monotonic() < until:
+                if since < self.compacted:
+                    gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+                    await stream.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+                    break
+                for version, what, path, content in self.history[:]:
+                    if version > since and _collection(path, request.path) and _selected(request, content):
+                        await stream.write(json.dumps({"type": what, "object": content}).encode() + b"\n")
+                        since = version
+                await asyncio.sleep(0.01)
+        except ConnectionResetError:
+            pass  # whoever watched has left
+        finally:
+            self.watches -= 1
+        return stream
 
     async def _faulty(self, request: web.Request, body: Json) -> web.Response | None:
         match self.fault:
@@ -498,9 +540,13 @@ class ApiServer:
             self.denied.append(f"{verb} {path}")
             return failed(403, "Forbidden", f"forbidden: cannot {verb} {path}")
         if verb == "list":
-            wanted = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
-            items = [one for one in below if wanted.items() <= (one["metadata"].get("labels") or {}).items()]
-            return 200, {"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}
+            items = [one for one in below if _selected(request, one)]
+            return 200, {
+                "kind": "List",
+                "apiVersion": "v1",
+                "metadata": {"resourceVersion": str(self.writes)},
+                "items": items,
+            }
         kept = self.objects.get(path)
         if kept is None:
             return failed(404, "NotFound", f"{path} not found")
@@ -547,6 +593,16 @@ def _collection(path: str, collection: str) -> bool:
     parts = above.split("/")
     everywhere = "/".join(parts[:-3] + parts[-1:]) if len(parts) > 4 and parts[-3] == "namespaces" else above
     return collection in (above, everywhere)
+
+
+def _selected(request: web.Request, content: Json) -> bool:
+    """Whether labels and the node are those that are asked for."""
+    labels = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
+    fields = dict(part.split("=", 1) for part in request.query.get("fieldSelector", "").split(",") if part)
+    node = fields.get("spec.nodeName")
+    return labels.items() <= (content["metadata"].get("labels") or {}).items() and (
+        node is None or content["spec"].get("nodeName") == node
+    )
 
 
 def merged(old: Json, change: Json, strategic: bool) -> Json:

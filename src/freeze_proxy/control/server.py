@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Generator
 from types import coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import httptools
 
@@ -42,6 +42,7 @@ _KEEPALIVE = (15, 5, 3)
 """Seconds of silence before the first probe and between two, and how many may stay unanswered."""
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Request:
@@ -56,14 +57,19 @@ class Request:
     _newest = 0
 
     def __init__(self, connection: "Connection", method: str, path: str, headers: dict[str, str], body: bytes) -> None:
-        Request._newest += 1
-        self.number = Request._newest
+        self.number = Request.next_number()
         self.at = time.monotonic()
         self.connection = connection
         self.method = method
         self.path = path
         self.headers = headers
         self.body = body
+
+    @classmethod
+    def next_number(cls) -> int:
+        """For an order that comes in no request, but at the same time as they do."""
+        Request._newest += 1
+        return Request._newest
 
 
 class Answer:
@@ -327,7 +333,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             slot = _Slot(keep, with_body)
             self._waiting.append(slot)
-            self._server.finish(_resumed(work, yielded), self, slot)
+            self._server.finish(resumed(work, yielded), self, slot)
 
     def _put(self, answer: Answer, keep: bool, with_body: bool) -> None:
         if self._waiting:
@@ -376,7 +382,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 @coroutine
-def _resumed(work: Coroutine[Any, Any, Answer], yielded: Any) -> Generator[Any, Any, Answer]:
+def resumed(work: Coroutine[Any, Any, T], yielded: Any) -> Generator[Any, Any, T]:
     """The rest of a coroutine that has been started without a task, and waits for ``yielded``."""
     try:
         while True:
@@ -387,7 +393,7 @@ def _resumed(work: Coroutine[Any, Any, Answer], yielded: Any) -> Generator[Any, 
             else:
                 yielded = work.send(value)
     except StopIteration as done:
-        result: Answer = done.value
+        result: T = done.value
         return result
 
 

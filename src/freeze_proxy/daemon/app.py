@@ -9,8 +9,9 @@ import resource
 import signal
 import socket
 import time
+from typing import TYPE_CHECKING
 
-from freeze_proxy.apiserver import NotConfigured
+from freeze_proxy.apiserver import ApiServer, NotConfigured
 from freeze_proxy.control.server import Server
 from freeze_proxy.daemon import places
 from freeze_proxy.daemon.cri import Runtime, RuntimeAway
@@ -27,6 +28,9 @@ from freeze_proxy.daemon.supervisor import PULSE_EVERY, Line
 from freeze_proxy.freezers import FreezeError
 from freeze_proxy.settings import written
 from freeze_proxy.tcp import Address
+
+if TYPE_CHECKING:
+    from freeze_proxy.daemon.ambient.house import Ambient
 
 _SWEEP_EVERY = 2.0
 _ASK_AGAIN = 2.0
@@ -77,6 +81,7 @@ class Daemon:
         self._metrics.watch("leases", "Pods that are held frozen by a connection", self._freezing.leases)
         self._metrics.watch("pods", "Pods that are known", lambda: len(self._pods))
         self._metrics.watch("connections", "Open control connections", lambda: len(self._control.connections))
+        self._ambient = self._made_ambient() if settings.ambient else None
         self._asked = (-_ASK_AGAIN, "")
 
     async def run(self) -> int:
@@ -95,16 +100,16 @@ class Daemon:
                 _log.info("an earlier daemon has left containers frozen", extra={"facts": {"containers": names}})
             control = await _listen(self._control, self._settings.listen, "--listen")
             health = await _listen(self._health, self._settings.health_listen, "--health-listen")
-            work = [
-                asyncio.create_task(task)
-                for task in (self._beat(), self._freezing.watch(), self._sweep(), self._claims(), self._look_around())
-            ]
+            for_ever = [asyncio.create_task(task) for task in (self._beat(), self._freezing.watch(), self._sweep())]
+            if self._ambient is not None:
+                for_ever.append(asyncio.create_task(self._ambient.run()))
+            work = [*for_ever, asyncio.create_task(self._claims()), asyncio.create_task(self._look_around())]
             facts = {"listen": written(control), "health": written(health), "identity": self._settings.identity}
             _log.info("the daemon has started", extra={"facts": facts})
             # What is here now stays for good; the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            await _first(end, work)
+            await _first(end, for_ever)
         finally:
             loop.remove_reader(self._line.fileno())
             await self._finish(work)
@@ -125,11 +130,36 @@ class Daemon:
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
+        if self._ambient is not None:
+            await self._ambient.close()
         await self._control.close()
         await self._health.close()
         self._pods.close()
         await self._runtime.close()
         await self._reviewer.close()
+
+    def _made_ambient(self) -> "Ambient | None":
+        """Where the kernel does not take the programs, all else goes on, and the pods stay awake."""
+        from freeze_proxy.ambient.bpf import BpfError
+        from freeze_proxy.daemon.ambient.house import Ambient
+
+        settings = self._settings
+        if not settings.node_name:
+            raise Failure("--ambient needs --node-name: only this node's pods are followed.")
+        try:
+            return Ambient(
+                ApiServer(settings.kubeconfig, settings.context),
+                settings.node_name,
+                self._pods,
+                self._freezing,
+                self._sidecars,
+                self._metrics,
+                settings.exclude,
+                settings.config_dir,
+            )
+        except BpfError as error:
+            _log.error("ambient is not possible here, and its pods stay awake", extra={"facts": {"why": str(error)}})
+            return None
 
     # What goes on all the time.
 
@@ -196,10 +226,9 @@ class Daemon:
         return troubles
 
 
-async def _first(end: asyncio.Event, work: list[asyncio.Task[None]]) -> None:
+async def _first(end: asyncio.Event, for_ever: list[asyncio.Task[None]]) -> None:
     """Until the end; what goes on all the time ends only by a mistake of ours, which is not to be survived frozen."""
     waiting = asyncio.create_task(end.wait())
-    for_ever = work[:3]
     done, _ = await asyncio.wait([waiting, *for_ever], return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     for task in done:

@@ -51,6 +51,8 @@ class Settings:
     state_dir: str = "/run/freeze-proxy"
     freeze_timeout: float = 2.0
     claim_timeout: float = 3.0
+    ambient: bool = False
+    config_dir: str | None = None
     log_level: str = "info"
 
 

@@ -1,4 +1,4 @@
-"""What the sidecars of this node's pods have counted, so that one scrape of the daemon has it all.
+"""What has been counted of this node's pods, mostly by their sidecars, so that one scrape of the daemon has it all.
 
 A pod can say what it likes of itself, and of nobody else: its namespace, name and revision are those that the runtime
 knows. Kept is the last that was said by each pod, a few hundred bytes, for as long as the connection lasts on which it
@@ -10,9 +10,9 @@ milliseconds at a stretch, and a pod that wants to be thawed would wait for that
 
 import asyncio
 import json
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 from freeze_proxy.control.messages import COUNTS, SECONDS, WAIT_BOUNDS, WAITS
 from freeze_proxy.daemon.pods import Pod, Pods
@@ -29,6 +29,17 @@ _LES = (*(str(bound) for bound in WAIT_BOUNDS), "+Inf")
 
 class Full(Exception):
     """There are too many pods to keep what this one says; the text is a sentence."""
+
+
+class Counted(Protocol):
+    """What has been counted of one pod: by a sidecar, or by this daemon. What is missing cannot be known."""
+
+    counts: dict[str, int]
+    seconds: dict[str, float]
+
+    @property
+    def waits(self) -> Sequence[int]:
+        """By the buckets of ``WAIT_BOUNDS``."""
 
 
 class Numbers:
@@ -64,15 +75,15 @@ def _seconds(name: str, value: Any) -> float:
     return float(value)
 
 
-Reader = Callable[[Numbers], float]
+Reader = Callable[[Counted], float | None]
 
 
 def _of_counts(name: str) -> Reader:
-    return lambda numbers: numbers.counts[name]
+    return lambda numbers: numbers.counts.get(name)
 
 
 def _of_seconds(name: str) -> Reader:
-    return lambda numbers: numbers.seconds[name]
+    return lambda numbers: numbers.seconds.get(name)
 
 
 _FAMILIES: tuple[tuple[str, str, str, tuple[tuple[str, Reader], ...]], ...] = (
@@ -100,7 +111,7 @@ class _Said:
         self.by = by
         parts = (("namespace", pod.namespace), ("pod", pod.name), ("revision", pod.revision))
         self.labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in parts)
-        self.numbers: Numbers
+        self.numbers: Counted
 
 
 def _escaped(value: str) -> str:
@@ -123,7 +134,7 @@ class Sidecars:
         """Whether something is kept of this pod, and with it who it is."""
         return uid in self._said
 
-    def heard(self, uid: str, by: Hashable, numbers: Numbers) -> None:
+    def heard(self, uid: str, by: Hashable, numbers: Counted) -> None:
         """A pod that is known, here or to ``pods``, has said this on the connection ``by``. Raises ``Full``."""
         said, pod = self._said.get(uid), self._pods.known(uid)
         if said is None or (pod is not None and said.pod is not pod):
@@ -157,7 +168,11 @@ class Sidecars:
             for place, (labels, numbers) in enumerate(everyone):
                 if place % _AT_ONCE == 0:
                     await asyncio.sleep(0)
-                parts += (f"{full}{{{labels}{more}}} {float(read(numbers))!r}\n" for more, read in samples)
+                parts += (
+                    f"{full}{{{labels}{more}}} {float(value)!r}\n"
+                    for more, read in samples
+                    if (value := read(numbers)) is not None
+                )
         name, about = _WAIT
         full = f"freeze_proxy_pod_{name}"
         parts.append(f"# HELP {full} {about}\n# TYPE {full} histogram\n")
@@ -168,7 +183,7 @@ class Sidecars:
         return "".join(parts).encode()
 
 
-def _histogram(full: str, labels: str, numbers: Numbers) -> Iterator[str]:
+def _histogram(full: str, labels: str, numbers: Counted) -> Iterator[str]:
     count = 0
     for le, more in zip(_LES, numbers.waits, strict=True):
         count += more

@@ -1,0 +1,1 @@
+"""Freezing pods that are left as their owners wrote them: no sidecar, no webhook."""

@@ -1,0 +1,166 @@
+"""Keeping a pod of Knative's: its packets are only counted, and queue-proxy says when nothing is in flight.
+
+Nothing at all happens here for a request of a server that runs. A look now and then compares a number in memory; only
+when it has not changed since the last look is queue-proxy asked. While the pod is frozen it is not asked either.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from freeze_proxy.ambient import Watch
+from freeze_proxy.daemon.ambient.idle import Proof
+from freeze_proxy.daemon.ambient.statistics import Silent, Statistics
+from freeze_proxy.daemon.ambient.turns import Turns
+from freeze_proxy.keeper import Gated, Keeper
+from freeze_proxy.loop import Timer
+
+LOOK_EVERY = 0.5
+"""Seconds; reports come once a second, and every one is to be heard of."""
+_FIRST_REST, _LAST_REST = 0.5, 30.0
+"""Seconds for which a queue-proxy that did not answer is not asked again."""
+_SAY_AFTER = 3
+"""Failures in a row: it may start later than the server."""
+
+_log = logging.getLogger(__name__)
+
+
+class Counting(Gated):
+    """What ``watches`` count, and what the queue-proxy at ``ip`` says, told to ``keeper`` as one exchange or none."""
+
+    def __init__(
+        self,
+        turns: Turns,
+        keeper: Keeper,
+        statistics: Statistics,
+        ip: Callable[[], str],
+        said: str,
+        served: Callable[[], None],
+        fresh: Callable[[], bool],
+    ) -> None:
+        """``said``: the pod's name for the log. ``served`` is told when requests are seen to have been there.
+
+        ``fresh`` tells whether the watches are still those that it takes; if not, it stops this and starts it anew.
+        """
+        self._turns = turns
+        self._keeper = keeper
+        self._statistics = statistics
+        self._ip = ip
+        self._said = said
+        self._served = served
+        self._fresh = fresh
+        self._watches: list[Watch] = []
+        self._proof = Proof()
+        self._seen = 0  # the count when nothing was in flight
+        self._looked = 0  # the count at the last look
+        self._held = False
+        self._asking: asyncio.Task[None] | None = None
+        self._timer: Timer | None = None
+        self._failures = 0
+        keeper.gated = self
+
+    def start(self, watches: list[Watch]) -> None:
+        """These count from now on; what was in flight before is not known."""
+        self._watches = watches
+        self._hold()
+
+    def stop(self) -> None:
+        """Look no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+        self._watches = []
+        if self._held:
+            self._held = False
+            self._keeper.ended()
+
+    def told(self, record: bytes | None) -> None:
+        """A packet that wakes; or some that were not told of, which may have."""
+        if not self._keeper.gate.open and not self._held:
+            self._turns.begin()
+            if record is not None:
+                self._turns.now = int.from_bytes(record[:8], "little") * 1e-9  # since then somebody waits
+            self._hold()
+
+    # What the gate wants.
+
+    def catch_up(self) -> None:
+        """Whether anything has come since nothing was in flight."""
+        if self._packets() != self._seen:
+            self._hold()
+
+    def before_freeze(self) -> None:
+        """From now on a packet wakes."""
+        for watch in self._watches:
+            watch.arm()
+
+    def stands_still(self) -> None:
+        """The freeze is done: what was counted before the watch was armed has woken nobody."""
+        if self._packets() != self._seen:
+            self.told(None)
+
+    def release(self) -> None:
+        """It runs."""
+        for watch in self._watches:
+            watch.disarm()
+        self._looked = self._packets()
+        self._look_later()
+
+    # Inside.
+
+    def _packets(self) -> int:
+        return sum(watch.packets for watch in self._watches)
+
+    def _hold(self) -> None:
+        if not self._held:
+            self._held = True
+            self._proof.again()
+            self._look_later()
+            self._keeper.held()
+
+    def _look_later(self) -> None:
+        if self._timer is None:
+            self._timer = self._turns.at(time.monotonic() + LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if not self._watches or not self._keeper.gate.open:
+            return  # `release` looks again
+        packets = self._packets()
+        if not self._held:
+            self.catch_up()
+        elif packets == self._looked and self._asking is None and self._ip():
+            self._asking = asyncio.create_task(self._ask())
+        self._looked = packets
+        self._look_later()
+
+    async def _ask(self) -> None:
+        self._proof.asking(self._packets())
+        try:
+            report = await self._statistics.of(self._ip())
+        except Silent as reason:
+            self._proof.again()
+            self._failures += 1
+            if self._failures == _SAY_AFTER:
+                facts = {"pod": self._said, "why": str(reason)}
+                _log.warning("queue-proxy tells no statistics, and the pod stays awake", extra={"facts": facts})
+            await asyncio.sleep(min(_FIRST_REST * 2 ** min(self._failures - 1, 8), _LAST_REST))
+        else:
+            if self._failures >= _SAY_AFTER:
+                _log.info("queue-proxy tells its statistics again", extra={"facts": {"pod": self._said}})
+            self._failures = 0
+            self._proof.heard(report)
+            if not report.clean:
+                self._served()
+            if self._held and self._proof.holds(packets := self._packets()) and self._fresh():
+                self._seen = packets
+                self._held = False
+                self._turns.begin()
+                self._keeper.ended()
+        finally:
+            if self._asking is asyncio.current_task():
+                self._asking = None

@@ -1,0 +1,241 @@
+"""One ambient pod: found, watched, frozen when nothing is in flight, and woken by its packets.
+
+It has a gate of its own and is, to the daemon's freezing, one more client with a lease. What happens to it:
+
+- *It is not ready, or no longer*: it stays, or is, awake. So it is while its containers are being looked for.
+- *A container of its has been started again*: what was known is given up, and all of it looked for anew.
+- *It is being deleted*, or does not ask any more: it is thawed at once, and the programs in the kernel are taken away.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from freeze_proxy.ambient import Watch, Watcher
+from freeze_proxy.control.server import Request
+from freeze_proxy.daemon.ambient import ports
+from freeze_proxy.daemon.ambient.counting import Counting
+from freeze_proxy.daemon.ambient.driver import FreezingDriver
+from freeze_proxy.daemon.ambient.numbers import PodNumbers
+from freeze_proxy.daemon.ambient.statistics import Statistics
+from freeze_proxy.daemon.ambient.turns import Turns
+from freeze_proxy.daemon.ambient.wishes import Wish
+from freeze_proxy.daemon.freezing import Freezing
+from freeze_proxy.daemon.pods import Container, NoPod, Pod, Pods, RuntimeAway
+from freeze_proxy.daemon.sidecars import Full, Sidecars
+from freeze_proxy.freezers import FreezeError
+from freeze_proxy.freezers.places import CGROUP2, directory
+from freeze_proxy.gate import FREEZE, FROZEN, Gate
+from freeze_proxy.keeper import Keeper
+
+_FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
+"""Seconds from a look for the pod's containers that was in vain to the next."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What all ambient pods share."""
+
+    pods: Pods
+    freezing: Freezing
+    watcher: Watcher
+    statistics: Statistics
+    sidecars: Sidecars
+
+
+class NotYet(Exception):
+    """The pod cannot be watched as it is; the text is a sentence."""
+
+
+class AmbientPod:
+    """From ``start`` to ``end``. ``trouble``: why it is not watched, where it is not."""
+
+    def __init__(self, wish: Wish, tools: Tools) -> None:
+        self.wish = wish
+        self._tools = tools
+        self._turns = Turns()
+        self._driver = FreezingDriver(tools.freezing, wish.uid, wish.mode)
+        self._numbers = _Numbers(self)
+        self._keeper = Keeper(self._turns, Gate(wish.gate), self._driver, self._numbers)
+        self._counting = Counting(
+            self._turns, self._keeper, tools.statistics, lambda: self.wish.ip, str(wish), self._has_served, self._fresh
+        )
+        self._watches: list[Watch] = []
+        self._ports: frozenset[int] = frozenset()
+        self._pod: Pod | None = None
+        self._served = False
+        self._attaching: asyncio.Task[None] | None = None
+        self.trouble = "It is being looked for."
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it stands still."""
+        return self._keeper.gate.state == FROZEN
+
+    @property
+    def watched(self) -> bool:
+        """Whether its packets are."""
+        return bool(self._watches)
+
+    def start(self) -> None:
+        """Look for it."""
+        self._attaching = asyncio.create_task(self._attach())
+
+    def update(self, wish: Wish) -> None:
+        """This is what it wants now; ``told`` and ``containers`` are the same as before."""
+        before, self.wish = self.wish, wish
+        if before.ids != wish.ids and self.watched:
+            self.again()
+        else:
+            self._follow_readiness()
+
+    def look(self) -> None:
+        """To be called every few seconds: whether what is watched is still there."""
+        if self.watched and self._tools.pods.known(self.wish.uid) is not self._pod:
+            self.again()
+
+    def again(self) -> None:
+        """Thaw it, and look for its containers anew."""
+        self._detach()
+        if self._attaching is not None:
+            self._attaching.cancel()
+        self.start()
+
+    def end(self) -> None:
+        """Thaw it for good, and take the programs away."""
+        if self._attaching is not None:
+            self._attaching.cancel()
+        self._turns.begin()
+        self._keeper.disarm()
+        self._detach()
+        self._driver.close()
+        self._tools.sidecars.closed(self._driver)
+
+    # Inside.
+
+    def _detach(self) -> None:
+        self._turns.begin()
+        self._keeper.unready()
+        self._counting.stop()
+        for watch in self._watches:
+            watch.close()
+        self._watches = []
+        self._pod = None
+
+    def _follow_readiness(self) -> None:
+        self._turns.begin()
+        if self.watched and self.wish.ready and (self._served or not self.wish.proven_by_request):
+            self._keeper.ready()
+        else:
+            self._keeper.unready()
+
+    def _has_served(self) -> None:
+        if not self._served:
+            self._served = True
+            self._follow_readiness()
+
+    def _fresh(self) -> bool:
+        """Whether all ports that are listened on are watched; if not, they will be."""
+        if self.wish.any_socket:
+            return True
+        containers = self._driver.containers
+        try:
+            if self._ports.issuperset(port for each in containers for port in ports.listening(each.pid)):
+                return True
+            if self._listening(containers) <= self._ports:  # others in the pod have new ones
+                return True
+        except (NotYet, FreezeError):  # gone, say
+            pass
+        self.again()
+        return False
+
+    def _listening(self, containers: list[Container]) -> frozenset[int]:
+        return frozenset().union(*(ports.of(self._place(each), each.pid) for each in containers))
+
+    async def _attach(self) -> None:
+        """Until it is watched."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._try_to_attach()
+                return
+            except (NotYet, NoPod, RuntimeAway, FreezeError, Full) as reason:
+                if str(reason) != self.trouble:
+                    self.trouble = str(reason)
+                    facts = {"pod": str(self.wish), "why": self.trouble}
+                    _log.info("an ambient pod is not watched, and stays awake", extra={"facts": facts})
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LAST_PAUSE)
+            self._tools.pods.forget(self.wish.uid)
+
+    async def _try_to_attach(self) -> None:
+        uid = self.wish.uid
+        pod = self._tools.pods.known(uid) or await self._tools.pods.find(uid)
+        pod.expect(self.wish.namespace, self.wish.name)
+        missing = [name for name in self.wish.containers if name not in pod.containers]
+        if missing:
+            raise NotYet(f"The container {missing[0]} does not run.")
+        containers = [pod.containers[name] for name in self.wish.containers]
+        if not self.wish.ip:
+            raise NotYet("It has no queue-proxy, or no address, and nothing else tells when it is idle.")
+        places = [self._place(each) for each in containers]
+        # Whatever an earlier daemon has left of it.
+        await self._tools.freezing.thaw(uid, containers, Request.next_number())
+        self._ports = frozenset() if self.wish.any_socket else self._listening(containers)
+        if not self._ports and not self.wish.any_socket:
+            raise NotYet("It listens on no port.")
+        matter = self._ports if len(self._ports) <= ports.MOST else frozenset()
+        for place in places:
+            try:
+                self._watches.append(self._tools.watcher.watch(place, sorted(matter), self._counting.told))
+            except FreezeError:
+                self._detach()
+                raise
+        self._pod, self._driver.pod, self._driver.containers = pod, pod, containers
+        self._tools.sidecars.heard(uid, self._driver, self._numbers)
+        self.trouble = ""
+        self._turns.begin()
+        self._counting.start(self._watches)
+        self._follow_readiness()
+        facts = {"pod": str(self.wish), "containers": list(self.wish.containers), "ports": sorted(self._ports)}
+        _log.info("an ambient pod is watched", extra={"facts": facts})
+
+    @staticmethod
+    def _place(container: Container) -> str:
+        place = directory(CGROUP2, container.pid, container.id)
+        if place is None:
+            raise NotYet(
+                f"The container {container.name} has no cgroup of its own in cgroup v2 whose packets could be watched: "
+                "this node has cgroups of version 1, or of both."
+            )
+        return place
+
+    def stands_still(self) -> None:
+        """The freeze is done."""
+        self._turns.begin()
+        self._counting.stands_still()
+
+    def failed(self, what: str, reason: str) -> None:
+        """An order has failed; it is tried again."""
+        facts = {"pod": str(self.wish), "order": what, "why": reason}
+        _log.log(logging.DEBUG if what == FREEZE else logging.ERROR, "an order failed", extra={"facts": facts})
+
+
+class _Numbers(PodNumbers):
+    """Passes on what matters to the pod itself."""
+
+    __slots__ = ("_pod",)
+
+    def __init__(self, pod: AmbientPod) -> None:
+        super().__init__()
+        self._pod = pod
+
+    def frozen(self, at: float, took: float) -> None:
+        super().frozen(at, took)
+        self._pod.stands_still()
+
+    def failed(self, what: str, reason: str) -> None:
+        super().failed(what, reason)
+        self._pod.failed(what, reason)

@@ -1,0 +1,97 @@
+"""The ports on which the servers of a pod listen (proc_net_tcp, the kernel's documentation)."""
+
+import os
+
+_LISTEN, _UNCONNECTED = b"0A", b"07"
+_NOBODY = b":0000"
+_PIECE = 16 * 1024
+_MOST_BYTES = 1024 * 1024
+MOST = 64
+"""Ports; who listens on more has all its packets looked at."""
+_EPHEMERAL = 32768
+"""From here on the kernel gives ports to UDP sockets that ask for any (ip_local_port_range): clients, as a rule."""
+
+
+def listening(pid: int) -> dict[int, set[int]]:
+    """Ports on which somebody listens in the network of a process, and the inodes of the sockets that do.
+
+    Of UDP those that take datagrams from anybody. Empty where there are none, or where the process is gone.
+    """
+    found: dict[int, set[int]] = {}
+    for name in ("tcp", "tcp6"):
+        for local, _, state, inode in _lines(f"/proc/{pid}/net/{name}", until=_LISTEN):
+            if state == _LISTEN:
+                found.setdefault(_port(local), set()).add(inode)
+    for name in ("udp", "udp6"):
+        for local, remote, state, inode in _lines(f"/proc/{pid}/net/{name}"):
+            if state == _UNCONNECTED and remote.endswith(_NOBODY) and _port(local) < _EPHEMERAL:
+                found.setdefault(_port(local), set()).add(inode)
+    return found
+
+
+def of(place: str, pid: int) -> frozenset[int]:
+    """The ports on which a container listens: ``place`` is its cgroup, ``pid`` one of its processes.
+
+    It shares its network with the other containers of the pod. Who has a socket open is found by looking at all that
+    its processes have open, which takes microseconds for each. Where that is not permitted (it takes CAP_SYS_PTRACE for
+    those of another user), all ports of the pod are taken: what is watched are the container's own sockets anyway.
+    """
+    sockets = listening(pid)
+    if not sockets:
+        return frozenset()
+    try:
+        own = _sockets_in(place)
+    except PermissionError:
+        return frozenset(sockets)
+    return frozenset(port for port, inodes in sockets.items() if inodes & own)
+
+
+def _sockets_in(place: str) -> set[int]:
+    found: set[int] = set()
+    for folder, _, _ in os.walk(place):
+        for pid in _processes(folder):
+            try:
+                for entry in os.scandir(f"/proc/{pid}/fd"):
+                    target = os.readlink(entry.path)
+                    if target.startswith("socket:["):
+                        found.add(int(target[8:-1]))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # the process has ended, or has just closed it
+    return found
+
+
+def _processes(folder: str) -> list[str]:
+    try:
+        with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
+def _port(address: bytes) -> int:
+    return int(address.rpartition(b":")[2], 16)
+
+
+def _lines(path: str, until: bytes = b"") -> list[tuple[bytes, bytes, bytes, int]]:
+    """Local and remote address, state and inode of each socket; of TCP's, those that listen stand first."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    found: list[tuple[bytes, bytes, bytes, int]] = []
+    rest, size = b"", 0
+    try:
+        while size < _MOST_BYTES and (piece := os.read(fd, _PIECE)):
+            size += len(piece)
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                fields = line.split(None, 10)
+                if len(fields) >= 10 and fields[0].endswith(b":"):
+                    found.append((fields[1], fields[2], fields[3], int(fields[9])))
+            if until and found and found[-1][2] != until:
+                break
+    except OSError:
+        return found
+    finally:
+        os.close(fd)
+    return found

@@ -1,0 +1,278 @@
+"""Pods without a sidecar in real containers of cgroup2 alone: frozen by what queue-proxy says, woken by packets."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from freeze_proxy.ambient.bpf import INGRESS, attached
+from tests.ambient.rig import need_ambient
+from tests.support.ambient_pods import AmbientPod
+from tests.support.api_server import ApiServer
+from tests.support.cluster import cgroups
+from tests.support.cluster.containerd import Containerd
+from tests.support.cluster.kubelet import Kubelet
+from tests.support.daemons import Daemon
+from tests.support.node import Node
+from tests.support.wait import until
+
+AWAY = "the API server cannot be followed; what is known goes on"
+
+
+@pytest.fixture(scope="module")
+def module_containerd() -> Iterator[Containerd]:
+    need_ambient()
+    made = Containerd(unified=True)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def containerd(module_containerd: Containerd) -> Containerd:
+    module_containerd.ensure()
+    return module_containerd
+
+
+class Rig:
+    """One daemon and one API server for the tests that leave both as they are."""
+
+    def __init__(self, api_server: ApiServer, daemon: Daemon) -> None:
+        self.api_server = api_server
+        self.daemon = daemon
+
+
+@pytest.fixture(scope="module")
+def rig(module_containerd: Containerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("rig")
+    with ApiServer(folder / "api-server") as api_server:
+        node = Node(folder, module_containerd, Kubelet(module_containerd), api_server)
+        with node.daemon("--ambient") as daemon:
+            yield Rig(api_server, daemon)
+        node.check_logs()
+
+
+Make = Callable[..., AmbientPod]
+
+
+@pytest.fixture
+def make(kubelet: Kubelet, rig: Rig) -> Make:
+    """A pod that the common daemon knows of."""
+    return lambda runtime="runc", **more: AmbientPod(kubelet, rig.api_server, runtime, **more)
+
+
+@pytest.fixture
+def daemon(node: Node) -> Iterator[Daemon]:
+    """One of the test's own."""
+    with node.daemon("--ambient") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def own(kubelet: Kubelet, api_server: ApiServer) -> Make:
+    """A pod that only the daemon of the test knows of."""
+    return lambda runtime="runc", **more: AmbientPod(kubelet, api_server, runtime, **more)
+
+
+def place(pod: AmbientPod) -> Path:
+    return cgroups.places(pod.server.pid)[""]
+
+
+def programs(pod: AmbientPod) -> list[int]:
+    directory = os.open(place(pod), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return attached(directory, INGRESS)
+    finally:
+        os.close(directory)
+
+
+def test_it_is_frozen_when_idle_and_a_request_wakes_it(make: Make, runtime: str) -> None:
+    with make(runtime) as pod:
+        pod.server.await_frozen()
+        assert pod.server.stands_still()
+        assert not pod.pod["queue-proxy"].frozen
+        status, took = pod.queue.get("/index.html")
+        assert status == 200
+        assert took < 0.5
+        pod.server.await_ticks()
+        pod.server.await_frozen()
+
+
+def test_a_long_request_keeps_it_awake_however_silent(make: Make) -> None:
+    with make() as pod:
+        pod.server.await_frozen()
+        with pod.queue.in_flight():
+            pod.queue.past()
+            asked = pod.queue.asked
+            until(lambda: pod.queue.asked >= asked + 5, "queue-proxy was asked some times")
+            assert not pod.server.frozen
+        pod.server.await_frozen()
+
+
+def test_what_queue_proxy_does_not_count_wakes_it_too(make: Make) -> None:
+    """Its probes, and those of the kubelet."""
+    with make() as pod:
+        pod.server.await_frozen()
+        assert pod.queue.past("/index.html")[0] == 200
+        pod.server.await_frozen()
+
+
+def test_while_it_is_frozen_nobody_asks_for_statistics(make: Make) -> None:
+    with make() as pod:
+        pod.server.await_frozen()
+        asked = pod.queue.asked
+        assert pod.server.stands_still(1.5)
+        assert pod.queue.asked == asked
+
+
+def test_without_statistics_it_stays_awake(own: Make, daemon: Daemon) -> None:
+    with own() as pod:
+        pod.queue.broken = True
+        until(
+            lambda: daemon.events("queue-proxy tells no statistics, and the pod stays awake"), "it is said", within=20
+        )
+        assert not pod.server.frozen
+        pod.queue.broken = False
+        pod.server.await_frozen(within=20)
+
+
+def test_it_is_not_frozen_before_it_is_ready_nor_after(make: Make) -> None:
+    pod = make()
+    pod.ready = False
+    with pod:
+        until(lambda: pod.queue.asked >= 3, "queue-proxy has said that nothing is in flight")
+        assert not pod.server.stands_still(0.5)
+        pod.ready = True
+        pod.tell()
+        pod.server.await_frozen()
+        pod.ready = False
+        pod.tell()
+        pod.server.await_awake()
+
+
+def test_one_with_a_startup_probe_is_frozen_after_its_first_request(make: Make) -> None:
+    pod = make(period=1.0)  # a shorter report is missed when nobody asks in its time
+    pod.facts["spec"]["containers"][0]["startupProbe"] = {"tcpSocket": {"port": 8080}}
+    with pod:
+        until(lambda: pod.queue.asked >= 3, "queue-proxy has said that nothing is in flight")
+        assert not pod.server.stands_still(0.5)
+        pod.queue.get("/index.html")
+        pod.server.await_frozen()
+
+
+def test_at_its_deletion_it_is_thawed_and_the_program_is_gone(make: Make) -> None:
+    with make() as pod:
+        pod.server.await_frozen()
+        assert programs(pod)
+        pod.facts["metadata"]["deletionTimestamp"] = "2026-01-02T03:04:05Z"
+        pod.tell()
+        pod.server.await_awake()
+        until(lambda: not programs(pod), "no program is left")
+        pod.server.await_ticks()
+
+
+def test_a_signal_to_end_is_heard_without_the_api_server(own: Make, daemon: Daemon, api_server: ApiServer) -> None:
+    with own() as pod:
+        pod.server.await_frozen()
+        api_server.vanish()
+        pod.server.kill(signal.SIGTERM)
+        pod.server.await_awake()
+        pod.server.await_exit()
+        api_server.listen()
+
+
+def test_a_container_that_is_started_again_is_watched_again(make: Make) -> None:
+    with make() as pod:
+        pod.server.await_frozen()
+        pod.pod.restart("user-container")
+        pod.tell()
+        pod.server.await_frozen()
+        assert pod.queue.get("/index.html")[0] == 200
+
+
+def test_one_that_asks_no_longer_is_left_alone(make: Make) -> None:
+    with make() as pod:
+        pod.server.await_frozen()
+        pod.facts["metadata"]["annotations"] = {}
+        pod.tell()
+        pod.server.await_awake()
+        until(lambda: not programs(pod), "no program is left")
+
+
+def test_a_namespace_may_ask_for_all_its_pods(make: Make, rig: Rig) -> None:
+    path = "/api/v1/namespaces/default"
+    namespace = {"metadata": {"name": "default", "uid": "1"}}
+    rig.api_server.put(path, namespace)
+    with make(annotations={}) as pod:
+        namespace["metadata"]["labels"] = {"freeze.extensions.knative.dev/attach": "ambient"}  # type: ignore[assignment]
+        rig.api_server.put(path, namespace)
+        pod.server.await_frozen()
+        rig.api_server.remove(path)
+        pod.server.await_awake()
+
+
+def test_while_the_api_server_is_away_what_is_known_goes_on(own: Make, daemon: Daemon, api_server: ApiServer) -> None:
+    with own() as pod:
+        pod.server.await_frozen()
+        api_server.vanish()
+        until(lambda: daemon.events(AWAY), "it is said")
+        assert pod.server.frozen
+        assert pod.queue.get("/index.html")[0] == 200
+        pod.server.await_frozen()
+        api_server.listen()
+        until(lambda: daemon.events("the API server is back"), "it is back", within=20)
+        pod.ready = False
+        pod.tell()
+        pod.server.await_awake()
+
+
+def test_a_version_that_is_too_old_is_no_trouble(own: Make, daemon: Daemon, api_server: ApiServer) -> None:
+    with own() as pod:
+        pod.server.await_frozen()
+        api_server.forget()
+        pod.facts["metadata"]["annotations"] = {}
+        pod.tell()
+        pod.server.await_awake()
+        assert not daemon.events(AWAY)
+
+
+@pytest.mark.parametrize("whom", ["daemon", "both", "hung"])
+def test_a_daemon_that_dies_leaves_nothing(own: Make, node: Node, whom: str) -> None:
+    """Neither a frozen container nor a program: at once, or when the next daemon starts."""
+    with node.daemon("--ambient") as daemon, own() as pod:
+        pod.server.await_frozen()
+        assert programs(pod)
+        if whom == "daemon":
+            os.kill(daemon.pid, signal.SIGKILL)
+        elif whom == "hung":
+            os.kill(daemon.pid, signal.SIGSTOP)
+        else:
+            daemon.kill_both()
+        until(lambda: not programs(pod), "no program is left", within=20)
+        if whom == "both":
+            assert pod.server.frozen
+            daemon.start()
+        pod.server.await_awake(within=20)
+        if whom != "both":
+            assert daemon.process is not None
+            daemon.process.wait(20)
+            assert (place(pod) / "cgroup.freeze").read_text() == "0\n"
+            daemon.start()
+        pod.server.await_frozen()
+        assert pod.queue.get("/index.html")[0] == 200
+
+
+def test_what_can_be_told_of_it(make: Make, rig: Rig) -> None:
+    with make() as pod:
+        pod.server.await_frozen()
+        pod.queue.get("/index.html")
+        name = f'namespace="default",pod="{pod.pod.name}",revision=""'
+        until(lambda: rig.daemon.metric(f"freeze_proxy_pod_thaws_total{{{name}}}") == 1, "the thaw is counted")
+        assert rig.daemon.metric(f"freeze_proxy_pod_wait_seconds_count{{{name}}}") == 1
+        assert rig.daemon.metric(f"freeze_proxy_pod_frozen_seconds_total{{{name}}}") > 0
+        assert f"freeze_proxy_pod_requests_total{{{name}}}" not in rig.daemon.ask("/metrics")[1]
+        assert rig.daemon.metric("freeze_proxy_ambient_watched") == 1
