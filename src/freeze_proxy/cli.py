@@ -45,8 +45,8 @@ def _path(text: str) -> str:
 def _common(*kinds: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options of both ``run`` and ``attach``, which can freeze in these ways."""
     options = (
-        click.option("--listen", type=_ADDRESS, default="127.0.0.1:8080", show_default=True,
-                     help="Where clients come in."),
+        click.option("--listen", type=_ADDRESS,
+                     help="Where clients come in to be relayed; 127.0.0.1:8080 where nothing else is said."),
         click.option("--grace", type=_DURATION, default="100ms", show_default=True,
                      help="Quiet time before a freeze."),
         click.option("--mode", type=click.Choice(MODES), default="freeze", show_default=True,
@@ -65,6 +65,8 @@ def _common(*kinds: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                      help="How long to wait until it is ready."),
         click.option("--freezer", type=click.Choice(kinds), default="auto", show_default=True,
                      help="How to freeze; process is SIGSTOP to the whole process tree."),
+        click.option("--wake-on", type=click.Choice(("port", "any")), default="port", show_default=True,
+                     help="Where it is ambient: what comes to its port wakes the server, or to any of its sockets."),
         click.option("--report", type=click.Path(dir_okay=False, writable=True), metavar="FILE.json",
                      help="Write the numbers at the end, with the raw histogram."),
         click.option("--log-format", type=click.Choice(_FORMATS), default="auto", show_default=True,
@@ -80,6 +82,8 @@ def _common(*kinds: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _options(given: dict[str, Any]) -> Any:
+    if given["way"] == "ambient" and given["listen"] is not None:
+        raise click.UsageError("--listen is for the relay: with --ambient clients go straight to the server's port.")
     from freeze_proxy.local import Options
     from freeze_proxy.local.status import reporter
 
@@ -92,6 +96,8 @@ def _options(given: dict[str, Any]) -> Any:
         report=given["report"],
         reporter=reporter(given["log_format"]),
         print_table=given["log_format"] in ("auto", "text"),
+        way=given["way"],
+        any_socket=given["wake_on"] == "any",
     )
 
 
@@ -123,9 +129,20 @@ def main() -> None:
     short_help="Start a server, and freeze it while no request is in flight.",
 )
 @_common(*_KINDS)
-@click.option("--port", type=click.IntRange(1, 65535), help="Where the server will listen; by default a free port.")
+@click.option(
+    "--ambient/--relay",
+    "ambient",
+    default=None,
+    help="Look at the server's packets from the side, or relay them. By default ambient where that is possible and no "
+    "--listen is given.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="Where the server will listen; by default 8080 where it is ambient, behind a relay a free port.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(command: Sequence[str], port: int | None, **given: Any) -> None:
+def run(command: Sequence[str], port: int | None, ambient: bool | None, **given: Any) -> None:
     """Start COMMAND, a server that listens on $PORT, and freeze it while no request is in flight.
 
     Exit codes: COMMAND's own (128 + n for signal n) · 2 wrong usage · 124 it was not ready in time · 125 freeze-proxy
@@ -133,11 +150,13 @@ def run(command: Sequence[str], port: int | None, **given: Any) -> None:
     """
     from freeze_proxy import local
 
-    _exit_with(lambda: local.run(_options(given), command, port))
+    options = _options(given | {"way": {None: "auto", True: "ambient", False: "relay"}[ambient]})
+    _exit_with(lambda: local.run(options, command, port))
 
 
 @main.command()
 @_common(*_KINDS, "docker", "containerd")
+@click.option("--ambient", is_flag=True, help="Relay nothing: look at the packets that clients send to the target.")
 @click.option("--pid", type=click.IntRange(2), help="The server's process.")
 @click.option("--cgroup", "path", type=click.Path(file_okay=False), help="The server's cgroup.")
 @click.option("--docker", metavar="NAME", help="The server's container, by the name or id that Docker has for it.")
@@ -177,6 +196,7 @@ def attach(
     docker_socket: str,
     containerd_socket: str,
     containerd_namespace: str | None,
+    ambient: bool,
     **given: Any,
 ) -> None:  # fmt: skip
     """Freeze a server that already runs while no request is in flight. On leaving, it is thawed and left as found.
@@ -199,7 +219,8 @@ def attach(
     runtimes = {"docker": docker, "containerd": containerd}
     if runtimes.get(given["freezer"], "") is None:
         raise click.UsageError(f"--freezer {given['freezer']} goes with --{given['freezer']}.")
-    _exit_with(lambda: local.attach(_options(given), target, which[0]))
+    options = _options(given | {"way": "ambient" if ambient else "relay"})
+    _exit_with(lambda: local.attach(options, target, which[0]))
 
 
 def _from_file(ctx: click.Context, _param: click.Parameter, path: str | None) -> None:

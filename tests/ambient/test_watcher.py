@@ -10,7 +10,7 @@ import pytest
 
 from freeze_proxy.ambient import Watch, Watcher
 from freeze_proxy.ambient.bpf import BpfError, attached
-from tests.ambient.rig import frozen, made_cgroup, need_ambient, running_in
+from tests.support.ambience import frozen, made_cgroup, need_ambient, running_in
 from tests.support.wait import until
 
 WAKE_PATIENCE = 5.0

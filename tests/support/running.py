@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from tests.support.ports import LOOPBACK
+from tests.support.ports import LOOPBACK, free_port
 from tests.support.wait import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
@@ -56,14 +56,17 @@ def process_state(pid: int) -> str:
 class Running:
     """freeze-proxy with ``command`` behind it, to be used in a ``with``: from its start event to its end.
 
+    Behind it, or beside it: ``way`` says whether the server is reached through the relay, or is ambient.
     ``end`` gives the report. Leaving the ``with`` ends it too, and fails if it would not end or if it has died before.
     """
 
     host = LOOPBACK
+    way = "relay"
 
     def __init__(
         self, tmp_path: Path, command: Sequence[str | Path], *options: str, environment: Mapping[str, str] | None = None
     ) -> None:
+        door = ["--listen", f"{LOOPBACK}:0"] if self.way == "relay" else ["--ambient", "--port", str(free_port())]
         self._report = tmp_path / f"report-{time.monotonic_ns()}.json"
         self._out: IO[bytes] = open(tmp_path / f"out-{time.monotonic_ns()}.txt", "w+b")  # noqa: SIM115 - closed in __exit__
         self.events: list[Event] = []
@@ -72,7 +75,7 @@ class Running:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "freeze_proxy", "run"),
-                *("--listen", f"{LOOPBACK}:0", "--log-format", "json", "--report", str(self._report)),
+                *(*door, "--log-format", "json", "--report", str(self._report)),
                 *options,
                 "--",
                 *map(str, command),
@@ -231,6 +234,12 @@ class Running:
             assert not os.path.exists(self.where), f"{self.where} is left behind"
         report: Event = json.loads(self._report.read_text())
         return report
+
+
+class Beside(Running):
+    """With nothing before the server."""
+
+    way = "ambient"
 
 
 class Direct:

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from tests.support.needs import need_program
+from tests.support.running import Beside
 from tests.support.servers import SERVERS, nginx_h2c
 from tests.support.starting import Start, Started
 
@@ -180,4 +180,6 @@ def test_h2load(h2c: Started, tmp_path: Path) -> None:
     )
     assert "5000 succeeded, 0 failed, 0 errored, 0 timeout" in run.stdout
     h2c.await_frozen()
-    assert json.loads(json.dumps(h2c.end()))["requests"] == 5000
+    counted = h2c.end()["requests"]
+    # Nothing holds a client back where there is no relay: what is too fast to be followed is said, and kept awake.
+    assert counted == 5000 or (isinstance(h2c, Beside) and h2c.count("lost"))

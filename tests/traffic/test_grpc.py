@@ -8,6 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.support.ambience import need_ambient
+from tests.support.running import Beside
 from tests.support.servers import grpc_server
 from tests.support.starting import Start, Started
 
@@ -94,6 +96,7 @@ def test_errors_cancellations_and_deadlines_end_the_exchange(running: Started) -
         assert channel.unary_unary("/test.Bytes/Unary")(b"ab", timeout=10) == b"ba"
 
 
+@pytest.mark.relay_only  # which answers them itself
 def test_keepalive_pings_to_a_frozen_server_keep_the_channel(running: Started) -> None:
     options = (
         ("grpc.keepalive_time_ms", 1000),
@@ -110,3 +113,22 @@ def test_keepalive_pings_to_a_frozen_server_keep_the_channel(running: Started) -
         assert running.count("thawed") == thaws
         _, after = call.with_call(b"after", timeout=10)
         assert dict(before.trailing_metadata())["peer"] == dict(after.trailing_metadata())["peer"]
+
+
+def test_without_a_relay_keepalive_pings_wake_the_server_and_it_answers(tmp_path: Path) -> None:
+    need_ambient()
+    options = (
+        ("grpc.keepalive_time_ms", 1000),
+        ("grpc.keepalive_timeout_ms", 500),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    )
+    with Beside(tmp_path, grpc_server(tmp_path), "--grace", "30ms") as running, _channel(running, *options) as channel:
+        call = channel.unary_unary("/test.Bytes/Unary")
+        _, before = call.with_call(b"before", timeout=10)
+        for _ in range(2):
+            running.await_frozen()
+            running.await_event("thawed", running.mark())
+        _, after = call.with_call(b"after", timeout=10)
+        assert dict(before.trailing_metadata())["peer"] == dict(after.trailing_metadata())["peer"]
+        running.await_frozen()

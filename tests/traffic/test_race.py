@@ -138,6 +138,7 @@ def test_on_an_http2_connection(start: Start, many: Many, tmp_path: Path) -> Non
     _judge(report, tries, latencies)
 
 
+@pytest.mark.relay_only  # which keeps the client's connection when the server ends its own
 def test_keep_alive_timers_that_run_out_during_a_freeze_harm_no_request(start: Start, tmp_path: Path) -> None:
     """The server would close its idle connections at the very moment at which a request thaws it."""
     command, environment = SERVERS["node"](tmp_path), {"KEEP_ALIVE_MS": "60"}

@@ -12,6 +12,8 @@ from tests.support.running import Direct
 from tests.support.servers import SERVERS
 from tests.support.starting import Start, Started
 
+pytestmark = pytest.mark.relay_only  # without one, they are the server's own bytes
+
 _CHUNKED_BODY = b"5\r\nhello\r\n6;extension=1\r\n world\r\n0\r\nX-Trailer: yes\r\n\r\n"
 
 COMMON = {

@@ -20,6 +20,7 @@ To watch servers, make one ``Watcher`` for the process and have it read when its
 however that comes about: the kernel takes the programs away with its descriptors.
 """
 
+from freeze_proxy.ambient.obstacles import obstacle
 from freeze_proxy.ambient.watcher import Watch, Watcher
 
-__all__ = ["Watch", "Watcher"]
+__all__ = ["Watch", "Watcher", "obstacle"]

@@ -30,14 +30,15 @@ TCP flags, remote and local address (IPv4: the first four bytes), remote and loc
 of the piece where a packet's bytes come in several records."""
 HEADER_SIZE = 64
 _AT, _SLOT, _SEQUENCE, _LENGTH, _COPIED, _KIND, _FLAGS = 0, 8, 12, 16, 20, 22, 23
+KIND_AT = _KIND
 _REMOTE, _LOCAL, _REMOTE_PORT, _LOCAL_PORT, _PIECE = 24, 40, 56, 58, 60
 
 FROM_SERVER, WAKES, DATAGRAM, UNCLEAR = 1, 2, 4, 8
 """Kinds, as bits: what the server sends; what wakes it; UDP; IPv6 with extension headers, which are not read."""
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
-SMALL, LARGE = 512 - HEADER_SIZE, 4096 - HEADER_SIZE
-"""Bytes of a packet that fit into the two sizes of a record. A longer packet takes several."""
+SMALL, MEDIUM, LARGE = 512 - HEADER_SIZE, 1536 - HEADER_SIZE, 4096 - HEADER_SIZE
+"""Bytes of a packet that fit into the three sizes of a record. A longer packet takes several."""
 MOST_PIECES = 17
 """Of one packet, which has 64 KiB at most; of a longer one (BIG TCP) the rest is told of without its bytes."""
 
@@ -180,6 +181,7 @@ def program(
         p.label("piece")
         p.store(4, r10, _H + _LENGTH, r8)
         p.jump_if(r8, "<=", SMALL, "small")
+        p.jump_if(r8, "<=", MEDIUM, "medium")
         # r9: the bytes of this piece.
         p.set(r9, "=", r8)
         p.jump_if(r9, "<=", LARGE, "large")
@@ -199,10 +201,11 @@ def program(
         p.store(4, r10, _H + _PIECE, r1)
         p.jump_if(r1, "<", MOST_PIECES, "piece")
         p.jump("bare")
-        p.label("small")
-        p.set(r9, "=", r8)
-        _tell(p, SMALL, r9, words, shared, ring, ring_size, observe)
-        p.jump("pass")
+        for name, room in (("medium", MEDIUM), ("small", SMALL)):
+            p.label(name)
+            p.set(r9, "=", r8)
+            _tell(p, room, r9, words, shared, ring, ring_size, observe)
+            p.jump("pass")
     p.label("bare")
     p.jump_if(r8, "s>", 0, "length")
     p.set(r8, "=", 0)

@@ -15,7 +15,7 @@ from freeze_proxy.ambient.bpf import EGRESS, INGRESS, BpfError, Descriptor, Load
 from freeze_proxy.ambient.ring import Ring
 
 RING_SIZE = 1 << 20
-"""Bytes. Where exchanges are counted, it takes some two thousand packets to fill it."""
+"""Bytes; a power of two. Where exchanges are counted, it takes some two thousand small packets to fill it."""
 _MOST_AT_ONCE = 4096
 """Records that are handed out before the loop gets its turn again."""
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
+from freeze_proxy.ambient.obstacles import obstacle, tried
 from freeze_proxy.daemon import cri, places
 from freeze_proxy.daemon.settings import Settings
 from freeze_proxy.freezers import FreezeError, Freezer, cgroup
@@ -70,6 +71,7 @@ async def examine(settings: Settings) -> list[Finding]:
     findings += [
         Finding(by_cgroup.what, by_cgroup.found, by_cgroup.works, not by_runtime, by_cgroup.advice),
         _throttling(mounted),
+        _ambient(),
         *asked,
         _way(settings.freezer, bool(by_cgroup.works), name),
         _state(settings.state_dir),
@@ -243,6 +245,18 @@ def _throttling(mounted: list[Mount]) -> Finding:
 
 
 # The runtime and its containers.
+
+
+def _ambient() -> Finding:
+    what = "ambient, without relay and sidecar"
+    reason = obstacle()
+    if reason is None:
+        try:
+            return Finding(what, f"tried: a packet is noticed in {tried() * 1e3:.2f} ms", True, False)
+        except FreezeError as error:
+            reason = str(error)
+    needs = "It needs Linux 5.8, cgroup v2, and CAP_BPF with CAP_NET_ADMIN or CAP_SYS_ADMIN; the relay does without."
+    return Finding(what, "does not work", False, False, f"{reason} {needs}")
 
 
 async def _runtime(settings: Settings) -> tuple[list[Finding], str]:

@@ -285,6 +285,11 @@ def create(hierarchy: str, name: str) -> str:
 _SPOKEN = {"cgroup2": "cgroup v2", "freezer": "cgroup v1 freezer", "cpu": "cgroup v1 cpu"}
 
 
+def is_v2(path: str) -> bool:
+    """Whether this is a cgroup of cgroup v2, and not its root: only others have this file."""
+    return os.path.exists(os.path.join(path, "cgroup.freeze"))
+
+
 def subtree(path: str) -> list[str]:
     """A cgroup and all below it, the lowest first."""
     return [directory for directory, _, _ in os.walk(path, topdown=False)]

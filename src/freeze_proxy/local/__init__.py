@@ -1,16 +1,27 @@
 """``freeze-proxy run`` and ``freeze-proxy attach``: everything in one process, on one machine."""
 
+import _socket
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from freeze_proxy.freezers import FreezeError, cgroup
+from freeze_proxy import ambient
+from freeze_proxy.freezers import FreezeError, cgroup, processes
 from freeze_proxy.local.addresses import free_port, is_taken, leads_to, open_listener, places, resolve
 from freeze_proxy.local.containers import ContainerdId, DockerName, Wanted, plan_for_container
+from freeze_proxy.local.fronts import Seat
 from freeze_proxy.local.guard import Command, Guard, Plan
-from freeze_proxy.local.options import Failure, Options
-from freeze_proxy.local.plans import clear_after, plan_for_cgroup, plan_for_command, plan_for_process, plan_from
+from freeze_proxy.local.options import DEFAULT_LISTEN, Failure, Options
+from freeze_proxy.local.plans import (
+    GroupPlan,
+    clear_after,
+    plan_for_cgroup,
+    plan_for_command,
+    plan_for_process,
+    plan_from,
+    seat_of,
+)
 from freeze_proxy.local.session import Session
 from freeze_proxy.settings import written
 from freeze_proxy.tcp import Address
@@ -24,29 +35,53 @@ _MOST_WATCHED = 16
 def run(options: Options, argv: Sequence[str], port: int | None) -> int:
     """Start a server, keep it until it ends, and return its exit code. Raises ``Failure``.
 
-    ``port`` is where it will listen; by default a free one. It is told in the variable ``PORT``.
+    ``port`` is where it will listen, told in the variable ``PORT``; by default a free one or, where nothing stands
+    before it, the one that clients know.
     """
     _check_report(options)
-    with contextlib.closing(open_listener(options.listen)) as listener:
+    is_ambient = _is_ambient(options)
+    with contextlib.ExitStack() as stack:
+        listener = None
+        if is_ambient:
+            port = port or DEFAULT_LISTEN[1]
+        else:
+            listener = stack.enter_context(contextlib.closing(open_listener(options.listen or DEFAULT_LISTEN)))
+            if listener.getsockname()[1] == port:
+                raise Failure(
+                    f"Port {port} cannot be both the server's and freeze-proxy's: choose another with --port."
+                )
         if port is None:
             port = free_port()
-        elif listener.getsockname()[1] == port:
-            raise Failure(f"Port {port} cannot be both the server's and freeze-proxy's: choose another with --port.")
         elif is_taken(port):
             raise Failure(f"Port {port}, where the server is to listen, is in use already: choose another with --port.")
         proxy, throttle = os.getpid(), options.settings.mode == "throttle"
         command = Command(argv, environment(port))
         try:
-            guard = Guard(partial(plan_for_command, options.freezer, throttle, proxy), command)
+            guard = Guard(partial(plan_for_command, options.freezer, throttle, proxy, is_ambient), command)
         except Failure:
             clear_after(proxy)
             raise
         plan = plan_from(guard.spec)
         try:
-            return Session(options, listener, guard, plan, command).keep(places(port), guard.about)
+            if isinstance(plan, GroupPlan) and is_ambient:
+                way: _socket.socket | Seat = Seat(plan.seat, port, options.any_socket)
+            else:
+                assert listener is not None
+                way = listener
+            return Session(options, way, guard, plan, command).keep(places(port), guard.about)
         finally:
             if not plan.clear():
                 options.reporter.note("left", "the server's cgroup cannot be removed: a process in it does not end.")
+
+
+def _is_ambient(options: Options) -> bool:
+    """Whether traffic goes straight to the server: where that was asked for, or can be and nothing else was."""
+    if options.way == "relay" or (options.way == "auto" and options.listen is not None):
+        return False
+    obstacle = ambient.obstacle()
+    if obstacle is not None and options.way == "ambient":
+        raise Failure(f"{obstacle} --relay does without.")
+    return obstacle is None
 
 
 def attach(options: Options, target: Address, which: int | str | Wanted) -> int:
@@ -57,10 +92,11 @@ def attach(options: Options, target: Address, which: int | str | Wanted) -> int:
     _check_report(options)
     throttle = options.settings.mode == "throttle"
     targets = resolve(target)
+    is_ambient = _is_ambient(options)
     with contextlib.ExitStack() as stack:
-        about, what = "", "the server"
+        about, what, pid = "", "the server", None
         if isinstance(which, str):
-            pid, plan = None, plan_for_cgroup(which, throttle)
+            plan: Plan = plan_for_cgroup(which, throttle)
         elif isinstance(which, int):
             pid = which
             pidfd = stack.enter_context(_process(pid))
@@ -76,11 +112,16 @@ def attach(options: Options, target: Address, which: int | str | Wanted) -> int:
             except FreezeError as error:
                 raise Failure(str(error)) from error
         _check_running(plan)
-        listener = stack.enter_context(contextlib.closing(open_listener(options.listen)))
-        if any(leads_to(listener, place) for place in targets):
-            raise Failure(f"{written(target)} is where freeze-proxy itself listens: choose another with --listen.")
+        way: _socket.socket | Seat
+        if is_ambient:
+            company = [pid, *processes.descendants(pid)] if pid is not None else cgroup.members(str(which))
+            way = Seat(seat_of(company[0], set(company)), target[1], options.any_socket, company[0])
+        else:
+            way = stack.enter_context(contextlib.closing(open_listener(options.listen or DEFAULT_LISTEN)))
+            if any(leads_to(way, place) for place in targets):
+                raise Failure(f"{written(target)} is where freeze-proxy itself listens: choose another with --listen.")
         guard = Guard(lambda: (plan, ""), None, may_thaw=options.settings.mode in ("freeze", "throttle"))
-        session = Session(options, listener, guard, plan, None)
+        session = Session(options, way, guard, plan, None)
         if pid is not None:
             session.watch_process(pidfd, what)
             session.watch_endings(lambda: [pid])

@@ -6,6 +6,7 @@ from freeze_proxy.tcp import Address
 
 NEVER_LISTENED, CANNOT_WORK = 124, 125
 """Exit codes; COMMAND's own is passed on, 126 and 127 say that it could not be started, 2 that the usage was wrong."""
+DEFAULT_LISTEN = ("127.0.0.1", 8080)
 KINDS = ("auto", "cgroup2", "cgroup1", "process")
 
 
@@ -18,11 +19,15 @@ class Failure(Exception):
 
 
 class Options:
-    """What both subcommands take. ``listen`` is where clients come in; ``report`` a path; times are seconds."""
+    """What both subcommands take. ``listen`` is where clients come in, if it was said; ``report`` a path.
+
+    ``way``: ``ambient``, ``relay``, or ``auto``. ``any_socket``: what comes to any socket of the server's wakes it,
+    where it is ambient. Times are seconds.
+    """
 
     def __init__(
         self,
-        listen: Address,
+        listen: Address | None,
         settings: Settings,
         freezer: str,
         ready_path: str | None,
@@ -30,6 +35,8 @@ class Options:
         report: str | None,
         reporter: Reporter,
         print_table: bool,
+        way: str = "relay",
+        any_socket: bool = False,
     ) -> None:
         self.listen = listen
         self.settings = settings
@@ -39,3 +46,5 @@ class Options:
         self.report = report
         self.reporter = reporter
         self.print_table = print_table
+        self.way = way
+        self.any_socket = any_socket

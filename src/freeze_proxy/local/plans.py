@@ -11,32 +11,41 @@ from freeze_proxy.local.options import Failure
 
 
 class GroupPlan(Plan):
-    """A cgroup that was made for COMMAND, to be frozen in the way ``kind``."""
+    """A cgroup that was made for COMMAND, to be frozen in the way ``kind``.
 
-    def __init__(self, path: str, kind: str) -> None:
+    ``seat``: the cgroup of cgroup v2 in which its packets are seen, where that is another one.
+    """
+
+    def __init__(self, path: str, kind: str, seat: str = "") -> None:
         self._path = path
         self._kind = kind
+        self.seat = seat or path
+        self._all = list(dict.fromkeys((self._path, self.seat)))
 
     def freezer(self, guard: int) -> Freezer:
         """The freezer of the cgroup."""
+        if self._kind == "process":
+            return ProcessFreezer(guard, spare_root=True)
         return _FREEZERS[self._kind](self._path)
 
     def spec(self) -> list[str]:
-        """Path and kind."""
-        return [self._path, self._kind]
+        """Path, kind and seat."""
+        return [self._path, self._kind, self.seat]
 
     def join(self) -> None:
         """Moves this process into it."""
-        with open(os.path.join(self._path, "cgroup.procs"), "w", encoding="ascii") as file:
-            file.write("0")
+        for path in self._all:
+            with open(os.path.join(path, "cgroup.procs"), "w", encoding="ascii") as file:
+                file.write("0")
 
     def kill(self) -> None:
         """Kills all in it."""
-        cgroup.kill(self._path)
+        for path in self._all:
+            cgroup.kill(path)
 
     def clear(self) -> bool:
         """Removes it."""
-        return cgroup.remove(self._path)
+        return [cgroup.remove(path) for path in self._all].count(False) == 0
 
 
 class TreePlan(Plan):
@@ -65,7 +74,7 @@ _FREEZERS: dict[str, Callable[[str], Freezer]] = {
 }
 
 
-def plan_from(spec: list[str]) -> Plan:
+def plan_from(spec: list[str]) -> GroupPlan | TreePlan:
     """The plan for COMMAND that is like the one with this ``spec``, which another process has made."""
     return GroupPlan(*spec) if spec else TreePlan()
 
@@ -82,11 +91,23 @@ def _name(proxy: int) -> str:
     return f"freeze-proxy-{proxy}"
 
 
-def plan_for_command(wanted: str, throttle: bool, proxy: int) -> tuple[Plan, str]:
+def plan_for_command(wanted: str, throttle: bool, proxy: int, seated: bool = False) -> tuple[Plan, str]:
     """How the COMMAND of a proxy is going to be frozen, and why not in a better way (or nothing).
 
-    Makes the cgroup. Raises ``Failure``.
+    Makes the cgroup; with ``seated``, one of cgroup v2 in any case. Raises ``Failure``.
     """
+    plan, about = _plan_for_command(wanted, throttle, proxy)
+    if not seated or (isinstance(plan, GroupPlan) and cgroup.is_v2(plan.seat)):
+        return plan, about
+    try:
+        seat = cgroup.create("cgroup2", _name(proxy))
+    except FreezeError as error:
+        plan.clear()
+        raise Failure(str(error)) from error
+    return GroupPlan(*([*plan.spec()[:2], seat] if plan.spec() else [seat, "process"])), about
+
+
+def _plan_for_command(wanted: str, throttle: bool, proxy: int) -> tuple[Plan, str]:
     name = _name(proxy)
     kinds = {"auto": ("cgroup2", "cgroup1")}.get(wanted, (wanted,))
     reasons = []
@@ -118,7 +139,23 @@ def _throttle_plan(kind: str, name: str) -> Plan:
     raise FreezeError(f"The cpu controller is not enabled for cgroups in {os.path.dirname(path)}.")
 
 
-def plan_for_cgroup(path: str, throttle: bool) -> Plan:
+def seat_of(pid: int, company: set[int]) -> str:
+    """The cgroup of cgroup v2 in which a running server's packets are seen. Raises ``Failure``.
+
+    Its own: no process is in it but ``company``.
+    """
+    path = cgroup.place("cgroup2", pid)
+    if path is None:
+        raise Failure("This machine has no cgroup v2 hierarchy for it, in which its packets could be seen.")
+    if not cgroup.is_v2(path) or not company.issuperset(cgroup.members(path)):
+        raise Failure(
+            f"Its packets cannot be told from others': {path} is not its own cgroup. Leave --ambient out, or start it "
+            "in a cgroup of cgroup v2 of its own."
+        )
+    return path
+
+
+def plan_for_cgroup(path: str, throttle: bool) -> FoundPlan:
     """How the cgroup at this path is frozen. Raises ``Failure``."""
     path = os.path.realpath(path)
     if not os.path.exists(os.path.join(path, "cgroup.procs")):
@@ -142,7 +179,7 @@ def plan_for_cgroup(path: str, throttle: bool) -> Plan:
     raise Failure(f"{path} has neither {names}: the root of a hierarchy, or one without that controller.")
 
 
-def plan_for_process(pid: int, wanted: str, throttle: bool) -> Plan:
+def plan_for_process(pid: int, wanted: str, throttle: bool) -> FoundPlan:
     """How a running process is frozen: by its cgroup if that is its own, else by SIGSTOP. Raises ``Failure``."""
     tree = {pid, *processes.descendants(pid)}
     if processes.started(pid) is None:

@@ -1,4 +1,4 @@
-"""One server being kept: relay, gate, freezer and guard in one process."""
+"""One server being kept: front, gate, freezer and guard in one process."""
 
 import _socket
 import json
@@ -12,13 +12,13 @@ from freeze_proxy.freezers import FreezeError, Gone, cgroup, processes
 from freeze_proxy.gate import FROZEN, Gate
 from freeze_proxy.keeper import Keeper, Witness
 from freeze_proxy.local.driver import DryFreezer, driver_for
+from freeze_proxy.local.fronts import AmbientFront, Front, RelayFront, Seat
 from freeze_proxy.local.guard import Command, Guard, Plan, end_descendants, reap
 from freeze_proxy.local.ledger import Ledger
 from freeze_proxy.local.options import CANNOT_WORK, NEVER_LISTENED, Failure, Options
 from freeze_proxy.local.status import LAST_PATIENCE, Reporter, table
 from freeze_proxy.loop import READ, Loop, Timer
 from freeze_proxy.readiness import Readiness
-from freeze_proxy.relay import Relay
 from freeze_proxy.settings import written
 from freeze_proxy.tcp import Address
 
@@ -45,28 +45,21 @@ _TO_END = 30.0
 """Seconds that a server which was there before runs after it was sent a signal while frozen."""
 
 
-class DryRelay(Relay):
-    """Leaves idle connections alone: nothing is going to stand still."""
-
-    __slots__ = ()
-
-    def before_freeze(self) -> None:
-        """Does nothing."""
-
-
 class Both(Witness):
-    """Passes on what happens to the ledger and to the reporter."""
+    """Passes on what happens to the ledger and to the reporter, and to the front that the server stands still."""
 
-    __slots__ = ("_ledger", "_reporter")
+    __slots__ = ("_ledger", "_reporter", "front")
 
     def __init__(self, ledger: Ledger, reporter: Reporter) -> None:
         self._ledger = ledger
         self._reporter = reporter
+        self.front = Front()
 
     def frozen(self, at: float, took: float) -> None:
-        """To both."""
+        """To all."""
         self._ledger.frozen(at, took)
         self._reporter.frozen(at, took)
+        self.front.stands_still()
 
     def thawing(self) -> None:
         """To the ledger: nobody should wait for the reporter."""
@@ -83,19 +76,28 @@ class Both(Witness):
         self._reporter.failed(what, reason)
 
     def refused(self, exchanges: int) -> None:
-        """To both."""
-        self._ledger.refused(exchanges)
-        self._reporter.refused(exchanges)
+        """To both; not where requests go straight to the server, and wait on."""
+        if self.front.way == "relay":
+            self._ledger.refused(exchanges)
+            self._reporter.refused(exchanges)
 
 
 class Session:
     """One server being kept, from the first try to reach it to the last thaw."""
 
     def __init__(
-        self, options: Options, listener: _socket.socket, guard: Guard, plan: Plan, command: Command | None
+        self,
+        options: Options,
+        way: _socket.socket | Seat,
+        guard: Guard,
+        plan: Plan,
+        command: Command | None,
     ) -> None:
+        """``way``: where clients come in to be relayed, or where the packets of a server that is its own door are seen.
+
+        Raises ``Failure``.
+        """
         self._options = options
-        self._listener = listener
         self._guard = guard
         self._plan = plan
         try:
@@ -112,7 +114,17 @@ class Session:
         witness = Both(self._ledger, options.reporter)
         self._driver = driver_for(self._loop, self._freezer)
         self._keeper = Keeper(self._loop, Gate(settings), self._driver, witness)
-        self._relay: Relay | None = None
+        try:
+            self._front: Front = (
+                AmbientFront(self._loop, self._keeper, way, settings.grace, self._on_loss)
+                if isinstance(way, Seat)
+                else RelayFront(self._loop, self._keeper, way, self._dry)
+            )
+        except FreezeError as error:
+            guard.end()
+            raise Failure(f"{error} --relay does without.") from error
+        witness.front = self._front
+        self._served = False
         self._readiness: Readiness | None = None
         self._timeout: Timer | None = None
         self._failure: Failure | None = None
@@ -152,9 +164,21 @@ class Session:
         assert self._timeout is not None
         self._timeout.cancel()
         self._readiness = None
-        options = self._options
-        self._relay = (DryRelay if self._dry else Relay)(self._loop, self._keeper, self._listener, target)
-        self._relay.start(options.settings.idle_stream)
+        options, front = self._options, self._front
+        if isinstance(front, AmbientFront) and front.blind:
+            self._fail(
+                Failure(
+                    f"{written(target)} answers, but its packets are not seen: it does not listen from the cgroup that "
+                    "is frozen. Leave --ambient out, or say --relay."
+                )
+            )
+            return
+        try:
+            listening = front.start(target, options.settings.idle_stream)
+        except FreezeError as error:
+            self._fail(Failure(str(error)))
+            return
+        self._served = True
         self._ledger.start(self._loop.now)
         self._keeper.ready()
         mode, grace = options.settings.mode, options.settings.grace
@@ -164,12 +188,13 @@ class Session:
             "dry-run": f"dry run: nothing is frozen, though {self._freezer.where} would be",
             "off": "freezing nothing",
         }[mode]
-        listening = written(self._listener.getsockname()[:2])  # the port, too, where any was asked for (0)
-        sentence = f"http://{listening} → {written(target)}, {what}"
+        door = "ambient: nothing stands before it" if front.way == "ambient" else f"→ {written(target)}"
+        sentence = f"http://{listening} {door}, {what}"
         if mode != "off":
             sentence += f" after {grace * 1e3:g} ms without a request"
         sentence += f". {self._about}" if self._about else "."
         facts = {
+            "way": front.way,
             "listen": listening,
             "target": written(target),
             "pid": self._pid,
@@ -182,6 +207,13 @@ class Session:
         options.reporter.start(sentence, facts)
         if options.reporter.wants_status:
             self._status()
+
+    def _on_loss(self) -> None:
+        self._options.reporter.note(
+            "lost",
+            "packets came faster than they could be looked at: requests may not have been counted, and the connections "
+            "that are open count as in flight until they close.",
+        )
 
     def _on_guard(self, _events: int) -> None:
         for word, *rest in self._guard.hear():
@@ -203,7 +235,7 @@ class Session:
         """COMMAND has ended."""
         self._ended = True
         self._code = code
-        if self._relay is None:
+        if not self._served:
             if not self._ending:
                 how = f"with exit code {code}" if code <= 128 else f"by signal {code - 128}"
                 sentence = f"The server ended {how} before it could be reached at {self._where_expected()}."
@@ -253,7 +285,7 @@ class Session:
 
     def _on_target_ended(self, what: str) -> None:
         self._ended = True
-        if self._relay is None:
+        if not self._served:
             self._fail(
                 Failure(f"{what[0].upper()}{what[1:]} ended before it could be reached at {self._where_expected()}.")
             )
@@ -263,15 +295,13 @@ class Session:
 
     def _part(self, deadline: float) -> None:
         """Freeze no more, take no more connections, and stop when the exchanges in flight have ended."""
-        assert self._relay is not None
         self._keeper.disarm()
-        self._relay.stop_accepting()
+        self._front.stop_accepting()
         self._drain(deadline)
 
     def _drain(self, deadline: float) -> None:
         """Stop when clients have fetched what is on its way to them."""
-        assert self._relay is not None
-        if self._relay.drained() or self._loop.now >= deadline:
+        if self._front.drained() or self._loop.now >= deadline:
             self._loop.stop()
         else:
             self._loop.at(self._loop.now + 0.01, lambda: self._drain(deadline))
@@ -367,7 +397,7 @@ class Session:
     def _leave(self) -> None:
         """Leave a server that was there before: thawed, and when the exchanges in flight have ended. Twice: at once."""
         self._keeper.disarm()
-        if self._relay is None or self._ending:
+        if not self._served or self._ending:
             self._loop.stop()
             return
         self._ending = True
@@ -392,6 +422,7 @@ class Session:
                 self._failure = Failure(
                     f"{error} {self._real_freezer.where} stays frozen; the guard goes on trying to thaw it."
                 )
+        self._front.close()
         now = self._loop.now
         report = self._ledger.report(now, self._keeper.requests)
         if left_to_guard:
@@ -404,12 +435,11 @@ class Session:
         self._loop.close()
         report |= {"freezer": self._freezer.kind, "where": self._freezer.where, "exit_code": self._code}
         options = self._options
-        served = self._relay is not None
-        if served:
+        if self._served:
             options.reporter.end(report)
             if options.print_table:
                 options.reporter.output.write(table(report), LAST_PATIENCE)
-        if served and options.report is not None:
+        if self._served and options.report is not None:
             try:
                 with open(options.report, "w", encoding="utf-8") as file:
                     json.dump(report, file, indent=2)

@@ -1,0 +1,227 @@
+"""Keeping one server whose traffic goes straight to it: its packets stand for what the relay sees elsewhere.
+
+Nothing of this is on a request's path. Records are read in batches: while there are many, every now and then; while
+there are none, the watch is armed and the next one wakes the loop. Before the gate decides, all that has come is read.
+"""
+
+import time
+from collections.abc import Callable
+
+from freeze_proxy.ambient.conversations import Conversations
+from freeze_proxy.ambient.program import KIND_AT, WAKES
+from freeze_proxy.ambient.sockets import Sockets
+from freeze_proxy.ambient.watcher import Watch, Watcher
+from freeze_proxy.gate import FROZEN
+from freeze_proxy.keeper import Gated, Keeper
+from freeze_proxy.loop import READ, Loop, Timer
+
+RING_SIZE = 4 << 20
+"""Bytes: what comes while this process does not get its turn for a while is to find room."""
+LEAST_PAUSE, MOST_PAUSE = 0.0005, 0.02
+"""Seconds between two looks into the ring while records keep coming; a quarter of the grace, within these bounds."""
+FIRST_BREATH, LATER_BREATHS = 1.0, 1 / 8
+"""Seconds frozen until the server is let run for a grace where clients keep connections open, and the part of the time
+since the last packet after which it is again. A server ends idle connections after a time of its own. Were it frozen
+then, it would find that time over at the thaw, and reset the very connection on which a request has come."""
+CENSUS_PERIOD = 1.0
+"""Seconds between two looks whether connections that count as in flight are still there."""
+
+
+class Observing(Gated):
+    """The packets of one server, told to ``keeper`` as exchanges. Raises ``BpfError``.
+
+    ``ports`` are those that it listens on. With ``any_socket`` what comes to another socket of its, such as an answer
+    from a database, wakes it as well. ``on_loss`` is called when packets came faster than they could be looked at.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        keeper: Keeper,
+        cgroup: str,
+        ports: tuple[int, ...],
+        *,
+        grace: float,
+        any_socket: bool,
+        on_loss: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._keeper = keeper
+        self._pause = min(max(grace / 4, LEAST_PAUSE), MOST_PAUSE)
+        self._poll_is_due = False
+        self._census_is_due = False
+        self._handed = 0
+        self._breath: Timer | None = None
+        self._active_at = loop.now  # when a packet came last that wakes
+        self._sockets: Sockets | None = None
+        self._waiting: set[tuple[bytes, int]] = set()
+        self.conversations = Conversations(keeper, self._touch)
+        self._on_loss = on_loss
+        self.watcher = Watcher(2, RING_SIZE)
+        self._watches: list[Watch] = []
+        try:
+            self.watch = self.watcher.watch(cgroup, ports, self._told, observe=True)
+            self._watches.append(self.watch)
+            if any_socket:
+                self._watches.append(self.watcher.watch(cgroup, (), self._told_of_any))
+        except BaseException:
+            self.close()
+            raise
+        loop.watch(self.watcher.fd, READ, self._on_records)
+        keeper.gated = self
+
+    def start(self, sockets: Sockets, idle_stream: float | None) -> None:
+        """The server listens. ``sockets`` knows its connections; those that were open before were not seen to begin."""
+        self._sockets = sockets
+        self.catch_up()
+        self._look_for_unseen()
+        if idle_stream is not None:
+            self._sweep(idle_stream / 4)
+        self._rest()
+
+    def close(self) -> None:
+        """Take the programs away."""
+        for watch in self._watches:
+            watch.close()
+        if hasattr(self, "watch"):
+            self._loop.forget(self.watcher.fd)
+        self.watcher.close()
+        if self._sockets is not None:
+            self._sockets.close()
+
+    # What the gate wants.
+
+    def catch_up(self) -> None:
+        """Read all that has been told until now."""
+        now = self._loop.now
+        while self.watcher.read():
+            pass
+        self._loop.now = now
+
+    def before_freeze(self) -> None:
+        """From now on every record counts at once."""
+        for watch in self._watches:
+            watch.arm()
+        # When the freeze has been ordered: what was counted before the watch was armed, and is not in the ring yet.
+        self._loop.soon(self._look_again)
+
+    def release(self) -> None:
+        """It runs."""
+        if self._breath is not None:
+            self._breath.cancel()
+            self._breath = None
+        self._poll_later()
+
+    def stands_still(self) -> None:
+        """The freeze is done: no byte may wait for the server that it has not been woken for.
+
+        One that waited before, and that the server did not want when it ran last, it is not woken for again.
+        """
+        if self._sockets is None or self._keeper.gate.state != FROZEN:
+            return
+        waiting = self._sockets.waiting()
+        if waiting - self._waiting:
+            self._touch()
+        elif self.conversations.kept:
+            quiet = self._loop.now - self._active_at
+            self._breath = self._loop.at(self._loop.now + max(FIRST_BREATH, quiet * LATER_BREATHS), self._breathe)
+        self._waiting = waiting
+
+    def _breathe(self) -> None:
+        """Let it run for a grace."""
+        self._breath = None
+        self._keeper.wake()
+
+    # Records.
+
+    def _told(self, record: bytes | None) -> None:
+        if record is None:
+            self.conversations.lost()
+            self._on_loss()
+            self._loop.soon(self._look_for_unseen)
+            return
+        self._handed += 1
+        self._loop.now = at = int.from_bytes(record[:8], "little") * 1e-9  # when it came: graces begin then
+        if record[KIND_AT] & WAKES:
+            self._active_at = at
+        self.conversations.told(record)
+
+    def _told_of_any(self, _record: bytes | None) -> None:
+        self._touch()
+
+    def _touch(self) -> None:
+        """Have it awake for a grace. No request waits for this, so it is not counted as a wait."""
+        self._keeper.wake()
+        self._keeper.held()
+        self._keeper.ended()
+
+    def _missing(self) -> bool:
+        """Whether a packet has been counted whose record has not been handed out yet."""
+        return self._handed + self.watch.lost != self.watch.packets
+
+    def _on_records(self, _events: int) -> None:
+        self.catch_up()
+        if self._keeper.gate.open:
+            self._poll_later()
+        elif self._missing():
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """While the gate is shut: a record wakes nobody if it was counted before the watch was armed."""
+        if not self._keeper.gate.open and self._missing():
+            self.catch_up()
+            if not self._keeper.gate.open and self._missing():
+                self._loop.at(time.monotonic() + LEAST_PAUSE, self._look_again)
+
+    def _poll_later(self) -> None:
+        for watch in self._watches:
+            watch.disarm()
+        if not self._poll_is_due:
+            self._poll_is_due = True
+            self._loop.at(time.monotonic() + self._pause, self._poll)
+
+    def _poll(self) -> None:
+        self._poll_is_due = False
+        if not self._keeper.gate.open:
+            return
+        before = self._handed
+        self.catch_up()
+        if not self._keeper.gate.open:
+            return
+        if self._handed != before:
+            self._poll_later()
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Nothing comes: wait for the next record."""
+        for watch in self._watches:
+            watch.arm()
+        if self._missing():
+            self._poll_later()
+        elif not self._census_is_due and self.conversations.in_flight:
+            self._census_is_due = True
+            self._loop.at(self._loop.now + CENSUS_PERIOD, self._census)
+
+    # Connections that were not seen to begin, or to end.
+
+    def _look_for_unseen(self) -> None:
+        if self._sockets is not None:
+            self.conversations.found(self._sockets.open())
+
+    def _census(self) -> None:
+        """What counts as in flight although its connection is gone has ended unseen."""
+        self._census_is_due = False
+        if self._sockets is None or not self._keeper.gate.open:
+            return
+        before = self._handed
+        there = set(self._sockets.open())
+        self.catch_up()
+        if self._handed == before:
+            self.conversations.only(there)
+            self._rest()
+
+    def _sweep(self, period: float) -> None:
+        self.catch_up()
+        self.conversations.sweep()
+        self._loop.at(self._loop.now + period, lambda: self._sweep(period))

@@ -1,0 +1,112 @@
+"""Which connections a server has, and what waits in them: the kernel's word, by netlink (sock_diag(7))."""
+
+import ctypes
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+from freeze_proxy.freezers import FreezeError
+
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
+_REQUEST, _DUMP = 0x001, 0x300
+_DONE, _ERROR = 3, 2
+_ESTABLISHED, _FIN_WAIT1, _CLOSE_WAIT, _LISTEN = 1, 4, 8, 10
+_OPEN = (1 << _ESTABLISHED) | (1 << _FIN_WAIT1) | (1 << 5) | (1 << _CLOSE_WAIT)
+_HEADER = struct.Struct("=IHHII")
+_ASKED = struct.Struct("=BBBxI2s2s16s16sI8s")
+_ANSWER = struct.Struct("=BBxx2s2s16s16sI8xIII")
+_CLONE_NEWNET = 0x40000000
+
+
+class Sockets:
+    """Those with these ports in the network that the process ``pid`` is in. Raises ``FreezeError``.
+
+    While it is open, that network stays.
+    """
+
+    def __init__(self, ports: tuple[int, ...], pid: int | None = None) -> None:
+        self._ports = ports
+        try:
+            self._netlink = _there(pid) if pid is not None and _elsewhere(pid) else _netlink()
+        except OSError as error:
+            raise FreezeError(f"The server's sockets cannot be looked at: {error.strerror}.") from error
+
+    def open(self) -> list[bytes]:
+        """Its connections, each in the words of ``conversations.KEY``."""
+        return [key for state, _, key in self._all(_OPEN) if state != _LISTEN]
+
+    def waiting(self) -> set[tuple[bytes, int]]:
+        """Connections in which bytes wait for the server, or which wait to be accepted, and how many."""
+        return {(key, bytes_) for _, bytes_, key in self._all(_OPEN | 1 << _LISTEN) if bytes_}
+
+    def close(self) -> None:
+        """Lets the network go."""
+        self._netlink.close()
+
+    def _all(self, states: int) -> Iterator[tuple[int, int, bytes]]:
+        for port in self._ports:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                yield from self._dump(family, states, port)
+
+    def _dump(self, family: int, states: int, port: int) -> list[tuple[int, int, bytes]]:
+        asked = _ASKED.pack(
+            family, socket.IPPROTO_TCP, 0, states, port.to_bytes(2, "big"), b"", b"", b"", 0, b"\xff" * 8
+        )
+        header = _HEADER.pack(_HEADER.size + len(asked), _SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, 0, 0)
+        found: list[tuple[int, int, bytes]] = []
+        try:
+            self._netlink.send(header + asked)
+            while True:
+                data = self._netlink.recv(1 << 16)
+                at = 0
+                while at + _HEADER.size <= len(data):
+                    length, kind, *_ = _HEADER.unpack_from(data, at)
+                    if kind in (_DONE, _ERROR):
+                        return found
+                    _, state, local, remote, source, target, _, _, bytes_, _ = _ANSWER.unpack_from(
+                        data, at + _HEADER.size
+                    )
+                    found.append((state, bytes_, _plain(target) + _plain(source) + remote + local))
+                    at += (length + 3) & ~3
+        except OSError as error:
+            raise FreezeError(f"The server's sockets cannot be looked at: {error.strerror}.") from error
+
+
+def _plain(address: bytes) -> bytes:
+    """As in a packet: a socket for both families shows IPv4 addresses mapped (RFC 4291 §2.5.5.2)."""
+    return address[12:].ljust(16, b"\0") if address.startswith(b"\0" * 10 + b"\xff\xff") else address
+
+
+def _netlink() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+
+
+def _elsewhere(pid: int) -> bool:
+    return os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
+
+
+def _there(pid: int) -> socket.socket:
+    """Made by a thread that enters the other network (setns(2)), and ends."""
+    made: list[socket.socket] = []
+    failed: list[OSError] = []
+
+    def make() -> None:
+        try:
+            namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+                made.append(_netlink())
+            finally:
+                os.close(namespace)
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
