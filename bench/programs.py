@@ -174,16 +174,19 @@ def own_folder() -> Iterator[Path]:
         yield folder
 
 
-@contextlib.contextmanager
-def backend(folder: Path, port: int) -> Iterator[None]:
-    """The server behind the proxies: nginx with one worker, on the core of the load."""
-    own = folder / "backend"
+def backend_command(own: Path, port: int) -> Sequence[str]:
+    """The command line of the server behind the proxies: nginx with one worker, in a folder of its own."""
     files = own / "files"
     files.mkdir(parents=True)
     for name, size in {**SIZES, "4k": 4096}.items():
         (files / name).write_bytes(os.urandom(size))
-    command = _nginx(_BACKEND, own, port=port, small=SMALL.decode().replace("\n", "\\n"))
-    with running(command, core=LOAD_CORE):
+    return _nginx(_BACKEND, own, port=port, small=SMALL.decode().replace("\n", "\\n"))
+
+
+@contextlib.contextmanager
+def backend(folder: Path, port: int) -> Iterator[None]:
+    """The server behind the proxies, on the core of the load."""
+    with running(backend_command(folder / "backend", port), core=LOAD_CORE):
         wait_until(lambda: listening(port), 10, "the backend to listen")
         yield
 

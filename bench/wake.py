@@ -87,11 +87,14 @@ class Client:
 
 
 @contextlib.contextmanager
-def _proxied(folder: Path, mode: str, freezer: str) -> Iterator[tuple[int, dict[str, Any], Path]]:
+def _proxied(
+    folder: Path, mode: str, freezer: str, ambient: bool = False
+) -> Iterator[tuple[int, dict[str, Any], Path]]:
     """A server behind ``freeze-proxy run``: the port to ask, what the start line says, and where the report will be."""
     port, log, report = free_port(), folder / f"{mode}.log", folder / f"{mode}.json"
+    door = ["--ambient", "--port", str(port)] if ambient else ["--listen", f"127.0.0.1:{port}"]
     command = [
-        sys.executable, "-m", "freeze_proxy", "run", "--listen", f"127.0.0.1:{port}", "--grace", GRACE, "--mode", mode,
+        sys.executable, "-m", "freeze_proxy", "run", *door, "--grace", GRACE, "--mode", mode,
         "--freezer", freezer, "--log-format", "json", "--report", str(report),
         "--", interpreter(), "-I", "-S", str(ROOT / "bench/wake_server.py"),
     ]  # fmt: skip
@@ -140,12 +143,13 @@ class Stillness:
         os.close(self._fd)
 
 
-def _measure(freezer: str, wakes: int, tell: Tell) -> dict[str, Any]:
+def measure(freezer: str, wakes: int, tell: Tell, ambient: bool = False) -> dict[str, Any]:
+    """The wake with one freezer, behind the relay or with nothing in between."""
     rng = random.Random(7)
     samples: dict[str, dict[str, list[float]]] = {kind: {when: [] for when in WHEN} for kind in KINDS}
     with own_folder() as folder, contextlib.ExitStack() as stack:
-        port, start, report = stack.enter_context(_proxied(folder, "freeze", freezer))
-        rested_port, _start, _report = stack.enter_context(_proxied(folder, "off", freezer))
+        port, start, report = stack.enter_context(_proxied(folder, "freeze", freezer, ambient))
+        rested_port, _start, _report = stack.enter_context(_proxied(folder, "off", freezer, ambient))
         stillness = Stillness(start["where"], *FREEZERS[freezer])
         stack.callback(stillness.close)
         client, rested = Client(port), Client(rested_port)
@@ -216,7 +220,7 @@ def run(quick: bool, tell: Tell) -> dict[str, Any]:
     for freezer in FREEZERS:
         wakes = 60 if quick else 4000 if freezer == "cgroup2" else 1000
         try:
-            results["freezers"][freezer] = _measure(freezer, wakes, tell)
+            results["freezers"][freezer] = measure(freezer, wakes, tell)
         except UnavailableError as error:
             results["missing"][freezer] = str(error)
     return results

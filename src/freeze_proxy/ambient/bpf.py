@@ -75,6 +75,12 @@ class Descriptor:
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
+    @property
+    def kernel_bytes(self) -> int:
+        """Memory that the kernel charges for it (``memlock`` in /proc/self/fdinfo), where it says so."""
+        with open(f"/proc/self/fdinfo/{self.fd}", encoding="ascii") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith("memlock:"))
+
     def close(self) -> None:
         """Gives it back. Idempotent."""
         if self.fd >= 0:

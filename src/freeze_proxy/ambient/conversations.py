@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from freeze_proxy.ambient.program import DATAGRAM, FIN, FROM_SERVER, HEADER_SIZE, RST, SYN, UNCLEAR, WAKES
 from freeze_proxy.observe import Http1, Http2, Observer, Tally, pick
 
+_MOVES = SYN | FIN | RST
+_STRANGE = DATAGRAM | UNCLEAR
 MOST_HELD = 64
 """Segments of a direction that may wait for one before them."""
 MOST_OPENING = 4096
@@ -117,13 +119,27 @@ class Conversations:
     def told(self, record: bytes) -> None:
         """A packet."""
         sequence, length, copied, kind, flags = _FIELDS.unpack_from(record, _FIELDS_AT)
-        if kind & (DATAGRAM | UNCLEAR):
+        key = record[KEY]
+        conversation = self._all.get(key)
+        # Nearly always: bytes, all of them there, in their place, on a connection whose protocol is known.
+        if conversation is not None and length == copied and not flags & _MOVES and not kind & _STRANGE:
+            observer = conversation.observer
+            direction = conversation.server if kind & FROM_SERVER else conversation.client
+            if observer is not None and sequence == direction.next and not (direction.early or conversation.welcome):
+                direction.next = (sequence + length) & 0xFFFFFFFF
+                data = record[HEADER_SIZE : HEADER_SIZE + copied]
+                if kind & FROM_SERVER:
+                    observer.from_server(data, copied)
+                else:
+                    observer.from_client(data)
+                    if not observer.in_flight:
+                        self._touch()
+                return
+        if kind & _STRANGE:
             if kind & UNCLEAR:
                 self._opaque(b"")
             self._touch()
             return
-        key = record[KEY]
-        conversation = self._all.get(key)
         if flags & SYN:
             self._opens(key, conversation, sequence, bool(kind & FROM_SERVER))
             sequence += 1
@@ -148,7 +164,7 @@ class Conversations:
             return
         if direction.next is None:
             direction.next = sequence
-        if sequence == direction.next and not direction.early:  # nearly always
+        if sequence == direction.next and not direction.early:
             direction.next = (sequence + length) & 0xFFFFFFFF
             if length:
                 take(key, conversation, data, length)

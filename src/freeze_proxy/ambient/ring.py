@@ -27,22 +27,22 @@ class Ring(Map):
         self._lengths = memoryview(self._writers)[page:].cast("I")
         self._page = page
 
-    def take(self) -> bytes | None:
-        """The next record, or ``None`` where there is none yet."""
-        position = self._read_up_to[0]
-        while position < self._written_up_to[0]:
-            at = position & (self.size - 1)
-            length = self._lengths[at >> 2]
+    def take(self, most: int = 256) -> list[bytes]:
+        """The next records, so many at most; none where there is none yet."""
+        position, written = self._read_up_to[0], self._written_up_to[0]
+        lengths, memory, mask, start = self._lengths, self._writers, self.size - 1, self._page + _RECORD_HEADER
+        records: list[bytes] = []
+        while position < written and len(records) < most:
+            at = position & mask
+            length = lengths[at >> 2]
             if length & _BUSY:
-                return None
+                break
             size = length & ~_DISCARDED
-            start = self._page + at + _RECORD_HEADER
-            record = None if length & _DISCARDED else self._writers[start : start + size]
+            if size == length:
+                records.append(memory[start + at : start + at + size])
             position += (size + _RECORD_HEADER + 7) & ~7
-            self._read_up_to[0] = position
-            if record is not None:
-                return record
-        return None
+        self._read_up_to[0] = position
+        return records
 
     def close(self) -> None:
         """Unmaps it, too."""

@@ -7,6 +7,7 @@ the two lies the system call that freezes.
 """
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -16,8 +17,6 @@ from freeze_proxy.ambient.ring import Ring
 
 RING_SIZE = 1 << 20
 """Bytes; a power of two. Where exchanges are counted, it takes some two thousand small packets to fill it."""
-_MOST_AT_ONCE = 4096
-"""Records that are handed out before the loop gets its turn again."""
 
 Told = Callable[[bytes | None], None]
 """Takes a record, ``program.HEADER`` and what there is of the packet's bytes; ``None`` where records have been lost."""
@@ -86,16 +85,14 @@ class Watcher:
         return watch
 
     def read(self) -> int:
-        """Hand out what has been told; returns how many records that were."""
-        told, take = self._told, self._ring.take
-        for count in range(_MOST_AT_ONCE):
-            record = take()
-            if record is None:
-                if self._words[program.LOST_BY_ALL] != self._lost:
-                    self._tell_losses()
-                return count
-            told[int.from_bytes(record[8:12], "little")](record)
-        return _MOST_AT_ONCE
+        """Hand out what has been told; returns how many records that were. There may be more when it returns."""
+        told, count = self._told, 0
+        for record in self._ring.take():
+            told[int.from_bytes(record[8:12], sys.byteorder)](record)
+            count += 1
+        if self._words[program.LOST_BY_ALL] != self._lost:
+            self._tell_losses()
+        return count
 
     def close(self) -> None:
         """Gives the ring and the words back; the watches must have been closed."""
@@ -151,6 +148,11 @@ class Watch:
     def lost(self) -> int:
         """How many of them could not be told of, because the ring was full."""
         return self._words[2]
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Memory that the kernel charges for its programs (``memlock`` in proc(5), fdinfo)."""
+        return sum(held.kernel_bytes for held in self._held)
 
     def has_lost(self) -> bool:
         """Whether more have been lost since this was asked last."""

@@ -1,0 +1,208 @@
+"""What ambient costs: awake beside no proxy, the relay and nginx; waking; a thousand frozen servers; a race.
+
+Awake, all CPU time counts: of the load, of the server, and of what stands between them or beside. A packet on the
+loopback is worked on in the sender's time, so that what the program in the kernel takes shows up as the load's or the
+server's. Each way has a server of its own, the same nginx; one round takes every way through every load, and the order
+rotates. Figures are medians over the rounds.
+"""
+
+import contextlib
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import wake
+from bench.machine import (
+    LOAD_CORE,
+    PROXY_CORE,
+    BenchError,
+    cpu_ns,
+    family,
+    free_port,
+    listening,
+    memory_kib,
+    on_cores,
+    running,
+    spread,
+    wait_until,
+)
+from bench.programs import backend_command, candidates, own_folder, proxy
+from bench.relay import SCENARIOS, Tell, compile_all, load
+from freeze_proxy.ambient import Watch, Watcher
+from freeze_proxy.freezers import cgroup
+from freeze_proxy.freezers.cgroup import Cgroup2Freezer
+
+WAYS = {
+    "direct": "no proxy",
+    "wake": "ambient, packets that wake (source a)",
+    "observe": "ambient, exchanges counted (source b)",
+    "relay": "freeze-proxy run --relay",
+    "nginx": "nginx",
+}
+LOADS = ("small-1", "small-16")
+CROWD = 1000
+
+
+@contextlib.contextmanager
+def _in_cgroup() -> Iterator[str]:
+    path = cgroup.create("cgroup2", f"freeze-proxy-bench-{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        yield path
+    finally:
+        cgroup.kill(path)
+        cgroup.remove(path, 5.0)
+
+
+def _joined(path: str, command: Sequence[str]) -> list[str]:
+    """The command, in a cgroup."""
+    return ["sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', path, *command]
+
+
+@contextlib.contextmanager
+def _ways(folder: Path, tell: Tell) -> Iterator[dict[str, tuple[int, list[int]]]]:
+    """For each way: the port to load, and all processes that are at work there."""
+    where: dict[str, tuple[int, list[int]]] = {}
+    with contextlib.ExitStack() as stack:
+
+        def started(name: str, command: Sequence[str], port: int) -> subprocess.Popen[bytes]:
+            process = stack.enter_context(
+                running(command, core=PROXY_CORE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+            wait_until(lambda: listening(port), 20, f"{WAYS[name]} to listen")
+            where[name] = port, family(process.pid)
+            return process
+
+        def own(name: str) -> Path:
+            made = folder / name
+            made.mkdir()
+            return made
+
+        for name in WAYS:
+            tell(f"start {name}")
+            port = free_port()
+            if name == "direct":
+                started(name, backend_command(own(name), port), port)
+            elif name == "wake":
+                path = stack.enter_context(_in_cgroup())
+                watcher = Watcher()
+                stack.callback(watcher.close)
+                stack.callback(watcher.watch(path, (port,), lambda _record: None).close)
+                started(name, _joined(path, backend_command(own(name), port)), port)
+            elif name in ("observe", "relay"):
+                target = port if name == "observe" else free_port()
+                door = ["--ambient"] if name == "observe" else ["--listen", f"127.0.0.1:{port}"]
+                command = [sys.executable, "-m", "freeze_proxy", "run", *door, "--port", str(target)]
+                started(name, [*command, "--log-format", "none", "--", *backend_command(own(name), target)], port)
+            else:
+                target = free_port()
+                started(name, backend_command(own("behind"), target), target)
+                behind = where[name][1]
+                candidate = next(one for one in candidates(folder) if one.name == "nginx")
+                process = stack.enter_context(proxy(candidate, folder, port, target))
+                where[name] = port, behind + family(process.pid)
+        yield where
+
+
+def _awake(quick: bool, tell: Tell) -> dict[str, Any]:
+    rounds, seconds = (1, 1) if quick else (int(os.environ.get("ROUNDS", "15")), 1)
+    samples: dict[str, dict[str, list[dict[str, float]]]] = {each: {name: [] for name in WAYS} for each in LOADS}
+    scenarios = [scenario for scenario in SCENARIOS if scenario.name in LOADS]
+    with own_folder() as folder, on_cores(LOAD_CORE), _ways(folder, tell) as where:
+        for turn in range(rounds):
+            for scenario in scenarios:
+                names = list(WAYS)
+                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                    tell(f"awake, round {turn + 1} of {rounds}: {scenario.title}: {name}")
+                    port, pids = where[name]
+                    before, own = sum(map(cpu_ns, pids)), resource.getrusage(resource.RUSAGE_CHILDREN)
+                    measured = load(scenario, port, seconds)
+                    spent = sum(map(cpu_ns, pids)) - before
+                    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                    spent += int(((after.ru_utime - own.ru_utime) + (after.ru_stime - own.ru_stime)) * 1e9)
+                    if sum(measured["errors"].values()):
+                        raise BenchError(f"Requests failed with {WAYS[name]}: {measured['errors']}.")
+                    samples[scenario.name][name].append(
+                        {
+                            "cpu_us": spent / measured["requests"] / 1000,
+                            "requests_s": measured["requests"] / measured["duration"] * 1e6,
+                            "p50_us": measured["p50"],
+                            "p99_us": measured["p99"],
+                        }
+                    )
+    return {
+        "rounds": rounds,
+        "loads": {
+            scenario.name: {
+                "title": scenario.title,
+                "ways": {
+                    name: {figure: spread([one[figure] for one in taken]) for figure in taken[0]}
+                    | {
+                        "more_cpu_us": statistics.median(
+                            one["cpu_us"] - base["cpu_us"]
+                            for one, base in zip(taken, samples[scenario.name]["direct"], strict=True)
+                        )
+                    }
+                    for name, taken in samples[scenario.name].items()
+                },
+            }
+            for scenario in scenarios
+        },
+    }
+
+
+def _crowd(quick: bool, tell: Tell) -> dict[str, Any]:
+    """Many frozen servers: what watching them costs a process, and what one that is woken pays for the others."""
+    size, span = (50, 1.0) if quick else (CROWD, 5.0)
+    with contextlib.ExitStack() as stack:
+        before = memory_kib(os.getpid())["Rss"]
+        watcher = Watcher(servers=size)
+        stack.callback(watcher.close)
+        watches: list[Watch] = []
+        freezers: list[Cgroup2Freezer] = []
+        tell(f"crowd: starting {size}")
+        for number in range(size):
+            path = stack.enter_context(_in_cgroup())
+            process = subprocess.Popen(_joined(path, ["sleep", "1000"]))
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            freezer = Cgroup2Freezer(path)
+            stack.callback(freezer.close)
+            stack.callback(freezer.thaw)
+            watch = watcher.watch(path, (1, 2, 3), lambda _record: None, observe=number % 2 == 1)
+            stack.callback(watch.close)
+            freezers.append(freezer)
+            watches.append(watch)
+            watch.arm()
+            wait_until(lambda path=path: cgroup.populated(path), 5, "a server to start")  # type: ignore[misc]
+            freezer.freeze()
+        after = memory_kib(os.getpid())["Rss"]
+        kernel = [watch.kernel_bytes for watch in watches]
+        tell("crowd: waiting")
+        used = time.process_time_ns()
+        time.sleep(span)  # the span over which its CPU time is measured
+        used = time.process_time_ns() - used
+    return {
+        "servers": size,
+        "cpu_share": used / (span * 1e9),
+        "kib_each": (after - before) / size,
+        "kernel_kib_each": statistics.mean(kernel) / 1024,
+    }
+
+
+def run(quick: bool, tell: Tell) -> dict[str, Any]:
+    """Measure all of it."""
+    if shutil.which("wrk") is None or shutil.which("nginx") is None:
+        raise BenchError("wrk and nginx are needed for the load and the server: apt install wrk nginx-light.")
+    compile_all()
+    return {
+        "awake": _awake(quick, tell),
+        "wake": wake.measure("cgroup2", 60 if quick else 4000, tell, ambient=True),
+        "crowd": _crowd(quick, tell),
+    }
