@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from freeze_proxy.ambient.bpf import INGRESS, attached
-from tests.ambient.rig import need_ambient
+from tests.support.ambience import need_ambient
 from tests.support.ambient_pods import AmbientPod
 from tests.support.api_server import ApiServer
 from tests.support.cluster import cgroups

@@ -214,10 +214,10 @@ def test_no_pod_waits_for_the_webhook() -> None:
 def test_uninstall_looks_for_all_that_does_not_go_with_the_namespace() -> None:
     outside = {
         (one["kind"], one["metadata"]["name"])
-        for one in objects("containerd")
+        for one in with_component("ambient")
         if "namespace" not in one["metadata"] and one["kind"] != "Namespace"
     }
-    names = (settings.DAEMON, settings.WEBHOOK)
+    names = (settings.DAEMON, settings.AMBIENT, settings.WEBHOOK)
     looked_for = {(kind, name) for kind in ("ClusterRole", "ClusterRoleBinding") for name in names}
     assert outside == looked_for | {("MutatingWebhookConfiguration", settings.CONFIGURATION)}
     assert of("Namespace", settings.NAMESPACE)
@@ -225,3 +225,39 @@ def test_uninstall_looks_for_all_that_does_not_go_with_the_namespace() -> None:
     assert of("DaemonSet", settings.DAEMON)
     assert of("Deployment", settings.WEBHOOK)
     assert of("Service", settings.WEBHOOK)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_ambients_component_is_valid(release: str) -> None:
+    for one in with_component("ambient"):
+        hold(one, release)
+
+
+def test_ambient_adds_these_rights_and_no_others() -> None:
+    made = {(one["kind"], one["metadata"]["name"]): one for one in with_component("ambient")}
+    added = made["ClusterRole", settings.AMBIENT]["rules"]
+    assert added == [{"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["list", "watch"]}]
+    assert made["ClusterRoleBinding", settings.AMBIENT]["subjects"][0]["name"] == settings.DAEMON
+    template = made["DaemonSet", settings.DAEMON]["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    security = container["securityContext"]
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["BPF", "NET_ADMIN"]}
+    assert (security["privileged"], security["readOnlyRootFilesystem"]) == (False, True)
+    (before,) = of("DaemonSet", settings.DAEMON)["spec"]["template"]["spec"]["containers"]
+    assert before["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    env = {one["name"]: one.get("value") for one in container["env"]}
+    assert env["FREEZE_PROXY_AMBIENT"] == "true"
+    assert {"HOST_IP", "NODE_NAME"} <= env.keys()
+    (mount,) = [one for one in container["volumeMounts"] if one["mountPath"] == env["FREEZE_PROXY_CONFIG_DIR"]]
+    (volume,) = [one for one in template["volumes"] if one["name"] == mount["name"]]
+    assert volume["configMap"] == {"name": "config-freeze-proxy", "optional": True}
+
+
+def test_ambient_takes_namespaces_from_the_webhook_and_changes_nothing_else_of_it() -> None:
+    made = {(one["kind"], one["metadata"]["name"]): one for one in with_component("ambient")}
+    with_it = made["MutatingWebhookConfiguration", settings.CONFIGURATION]["webhooks"]
+    without = of("MutatingWebhookConfiguration", settings.CONFIGURATION)["webhooks"]
+    more = {"key": "freeze.extensions.knative.dev/attach", "operator": "NotIn", "values": ["ambient"]}
+    for one, before in zip(with_it, without, strict=True):
+        where = before["namespaceSelector"]["matchExpressions"]
+        assert one == before | {"namespaceSelector": {"matchExpressions": [*where, more]}}

@@ -425,7 +425,7 @@ class ApiServer:
         self.watches += 1
         try:
             until = time.monotonic() + float(request.query.get("timeoutSeconds", "60"))
-            while time.monotonic() < until:
+            while time.monotonic() < until and request.transport is not None:
                 if since < self.compacted:
                     gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
                     await stream.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")

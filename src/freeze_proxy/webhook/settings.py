@@ -6,6 +6,7 @@ SECRET = "freeze-proxy-webhook-certs"  # noqa: S105 - its name
 CONFIGURATION = "freeze-proxy"
 """The MutatingWebhookConfiguration."""
 NAMESPACE, WEBHOOK, DAEMON = "freeze-proxy", "freeze-proxy-webhook", "freeze-proxy-daemon"
+AMBIENT = f"{DAEMON}-ambient"
 """What the manifests call the namespace, and what belongs to the webhook and to the daemon."""
 
 

@@ -20,7 +20,7 @@ from lightkube.resources.rbac_authorization_v1 import ClusterRole, ClusterRoleBi
 
 from freeze_proxy.annotations import PREFIX
 from freeze_proxy.apiserver import PATIENCE, ApiServer, NotConfigured, Unreachable
-from freeze_proxy.webhook.settings import CONFIGURATION, DAEMON, WEBHOOK, Failure
+from freeze_proxy.webhook.settings import AMBIENT, CONFIGURATION, DAEMON, WEBHOOK, Failure
 
 INJECTED = PREFIX + "injected"
 _SOME = 500
@@ -122,7 +122,7 @@ async def _look(server: ApiServer, namespace: str) -> Seen:
         roles = [
             f"{kind.__name__.lower()} {name}"
             for kind in (ClusterRoleBinding, ClusterRole)
-            for name in (DAEMON, WEBHOOK)
+            for name in (DAEMON, AMBIENT, WEBHOOK)
             if await there(kind, name) is not None
         ]
         return Seen(

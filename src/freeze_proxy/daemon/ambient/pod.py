@@ -166,6 +166,8 @@ class AmbientPod:
                     self.trouble = str(reason)
                     facts = {"pod": str(self.wish), "why": self.trouble}
                     _log.info("an ambient pod is not watched, and stays awake", extra={"facts": facts})
+            except Exception:
+                _log.exception("a mistake was made with an ambient pod", extra={"facts": {"pod": str(self.wish)}})
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LAST_PAUSE)
             self._tools.pods.forget(self.wish.uid)
