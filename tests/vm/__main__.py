@@ -72,9 +72,7 @@ def _pytest(chosen: Sequence[str]) -> list[str]:
     """pytest's arguments in there."""
     options = ["-v", "--color=no", "--durations=10", "-p", "no:cacheprovider", "-p", "tests.vm.telling"]
     options += [f"--timeout={TEST_TIMEOUT}"]
-    if chosen:
-        return [*options, *chosen]
-    return [*options, *(f"--deselect={each}" for each in selection.LEFT_OUT), *selection.FOLDERS]
+    return [*options, *(chosen or selection.arguments())]
 
 
 def _hand_in(disk: IO[bytes], orders: dict[str, object]) -> None:

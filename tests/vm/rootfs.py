@@ -62,6 +62,8 @@ TTYPath={CONSOLE}
 Environment=HOME=/root TERM=dumb PYTHONUNBUFFERED=1
 """
 
+_IMPORTS = "import grpc, hypothesis\n\ndef test():\n    pass\n"
+
 # What a machine without a person, a network and a memory of its last run can do without.
 _MASKED = (
     *("systemd-udevd.service", "systemd-udev-trigger.service", "systemd-udevd-kernel.socket"),
@@ -137,6 +139,10 @@ class RootFs:
             )
             (root / PACKAGES / "freeze-proxy.pth").write_text(f"{CHECKOUT}/src\n")
             _run("chroot", root, "python3", "-m", "compileall", "-q", f"/{PACKAGES}")
+            # pytest compiles its plugins in a way of its own when they are first imported.
+            (root / "test_imports.py").write_text(_IMPORTS)
+            _run("chroot", root, "python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "/test_imports.py")
+            (root / "test_imports.py").unlink()
         with _step("disk"):
             (kernel,) = (root / "boot").glob("vmlinuz-*")
             shutil.copy(kernel, done / self.kernel.name)
