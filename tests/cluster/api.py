@@ -76,8 +76,8 @@ class Api:
 
     def watch(self, path: str, seconds: int = 300) -> Iterator[tuple[str, Json]]:
         """What becomes of the objects of a path, from those that are there on: ``ADDED``, ``MODIFIED``, ``DELETED``."""
-        parameters = {"watch": "true", "timeoutSeconds": str(seconds)}
-        with self._client.stream("GET", path, params=parameters, timeout=seconds + 10) as response:
+        path += f"{'&' if '?' in path else '?'}watch=true&timeoutSeconds={seconds}"
+        with self._client.stream("GET", path, timeout=seconds + 10) as response:
             response.raise_for_status()
             for line in response.iter_lines():
                 event = json.loads(line)

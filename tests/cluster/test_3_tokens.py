@@ -4,6 +4,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.cluster import knative
 from tests.cluster.api import Api, Json, ready
+from tests.cluster.client import Client
 from tests.cluster.components import Cluster
 from tests.cluster.images import PAUSE
 from tests.cluster.installed import CONTROL
@@ -72,9 +74,14 @@ def tokens(api: Api, cluster: Cluster) -> Tokens:
 
 
 @pytest.fixture(scope="module")
-def pods(api: Api, with_sidecar: None) -> tuple[Json, Json]:
+def pods(api: Api, with_sidecar: None) -> Iterator[tuple[Json, Json]]:
     """Two pods with a sidecar."""
-    return knative.pod(api, "traffic"), knative.pod(api, "grpc")
+    yield knative.pod(api, "traffic"), knative.pod(api, "grpc")
+    # Their sidecars know nothing of what was done with their pods' tokens here; a request sets it right.
+    for name in ("traffic", "grpc"):
+        client = Client(knative.route(api, name))
+        with client.http(http2=name == "grpc") as http:
+            http.get("/").raise_for_status()
 
 
 @pytest.fixture

@@ -111,7 +111,8 @@ def test_it_is_restarted(api: Api, cluster: Cluster, clients: Clients, container
 def test_the_webhook_is_scaled_to_zero(api: Api, clients: Clients, containers: list[Container]) -> None:
     """Pods that come meanwhile have no sidecar, and serve."""
     api.patch(f"{installed.WEBHOOK}/scale", {"spec": {"replicas": 0}})
-    until(lambda: not api.get(installed.WEBHOOK)["status"].get("replicas"), "no webhook runs", 60, every=0.2)
+    running = f"/api/v1/namespaces/{installed.NAMESPACE}/pods?labelSelector=app.kubernetes.io/name=freeze-proxy-webhook"
+    until(lambda: not api.get(running)["items"], "no webhook runs", 60, every=0.2)
     knative.apply(api, knative.service("meanwhile", {}))
     knative.await_services(api, "meanwhile")
     assert SIDECAR not in statuses(knative.pod(api, "meanwhile"))

@@ -121,7 +121,9 @@ def measured(api: Api, cluster: Cluster, with_sidecar: None, say: Callable[[str]
 
 def test_what_it_costs(measured: dict[str, Any], say: Callable[[str], None]) -> None:
     say(f"The costs:\n\n{costs.table(measured)}\n")
-    Path(os.environ["CLUSTER_RESULTS"]).write_text(json.dumps(measured, indent=1) + "\n")
+    results = Path(os.environ["CLUSTER_RESULTS"])
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps(measured, indent=1) + "\n")
     ours, stock = measured["freeze-proxy"], measured["stock"]
     # Bounds for defects, not for figures: the machine may be busy with other things.
     assert costs.median(ours["first"]) < costs.median(stock["first"]) + 0.02

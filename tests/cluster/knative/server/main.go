@@ -55,9 +55,13 @@ func hello(writer http.ResponseWriter, request *http.Request) {
 }
 
 func echo(writer http.ResponseWriter, request *http.Request) {
+	body, err := io.ReadAll(request.Body)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
 	writer.Header().Set("Trailer", "X-Length")
-	length, _ := io.Copy(writer, request.Body)
-	writer.Header().Set("X-Length", strconv.FormatInt(length, 10))
+	writer.Write(body)
+	writer.Header().Set("X-Length", strconv.Itoa(len(body)))
 }
 
 func events(writer http.ResponseWriter, request *http.Request) {
