@@ -553,6 +553,21 @@ def test_what_is_refused_from_the_first_word_on_stays_awake(stage: Stage, status
     assert stage.said == [f"It is a {status}."]
 
 
+def test_containers_that_are_not_there_yet_are_not_worth_a_word(stage: Stage) -> None:
+    """A native sidecar starts before them: seen in every pod of a real cluster."""
+    stage.client.start()
+    peer = stage.accept()
+    assert paths(stage, peer) == ["/thaw"]
+    peer.answer(404)
+    stage.run_for(0.02)
+    assert stage.said == []
+    stage.keeper.ready()
+    assert paths(stage, peer) == ["/freeze"]
+    peer.answer(404)
+    stage.until(lambda: stage.said == ["It is a 404."])
+    assert stage.gate.open
+
+
 def test_a_daemon_that_is_silent_from_the_first_word_on(hasty: Stage) -> None:
     hasty.client.start()
     hasty.accept()

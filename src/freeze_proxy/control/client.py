@@ -372,6 +372,8 @@ class Client(Driver):
                 if self._freeze_failed:
                     self._end_freeze(self._freeze_failed)
             return
+        if status == _UNKNOWN and self.state == AWAKE:
+            return  # A sidecar is there before the containers are. Were it more than that, a freeze would say so.
         reason = self._refused(status, body)
         if self._unanswered:
             return  # It was the first on this connection; a freeze is on its way, and has its own answer.
