@@ -3,6 +3,7 @@
 What is on the machine afterwards: the programs and images in the cache, the results, and the logs if something failed.
 """
 
+import ctypes
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ ROOT = images.ROOT
 LOGS = ROOT / "build" / "cluster-logs"
 NAME = "freeze-proxy-cluster"
 _BEGAN = time.monotonic()
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 def say(text: str) -> None:
@@ -32,6 +34,10 @@ class Ended(Exception):
 
 def _end(number: int, _frame: object) -> None:
     raise Ended(signal.Signals(number).name)
+
+
+def _die_with_us() -> None:
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _check() -> None:
@@ -92,7 +98,9 @@ def run(arguments: list[str]) -> int:
         chosen = [each for each in arguments if (ROOT / each.partition("::")[0]).exists()]
         tests = [sys.executable, "-m", "pytest", *([] if chosen else ["tests/cluster"]), *arguments]
         say("Into namespaces of our own.")
-        process = subprocess.Popen([*unshare, *inside, *tests], cwd=ROOT, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            [*unshare, *inside, *tests], cwd=ROOT, env=environment, start_new_session=True, preexec_fn=_die_with_us
+        )
         code = process.wait()
     except Ended as ended:
         say(f"{ended}: cleaning up.")
