@@ -7,10 +7,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from bench import daemon, freezers, relay, report, soak, wake, webhook
+from bench import ambient, daemon, freezers, relay, report, soak, wake, webhook
 from bench.machine import ROOT, BenchError, end_on_sigterm, facts
 
-PARTS = ("relay", "soak", "freezers", "wake", "daemon", "webhook")
+PARTS = ("relay", "soak", "freezers", "wake", "daemon", "webhook", "ambient")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,6 +71,8 @@ def _measure(part: str, quick: bool, scenario: tuple[str, ...], results: dict[st
             results[part] = soak.run(quick, tell)
         elif part == "freezers":
             results[part] = freezers.run(quick, tell)
+        elif part == "ambient":
+            results[part] = ambient.run(quick, tell)
         elif part == "wake":
             results[part] = wake.run(quick, tell)
         elif part == "webhook":

@@ -9,7 +9,9 @@ rotates. Figures are medians over the rounds.
 import contextlib
 import os
 import resource
+import select
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -26,9 +28,11 @@ from bench.machine import (
     cpu_ns,
     family,
     free_port,
+    interpreter,
     listening,
     memory_kib,
     on_cores,
+    percentile,
     running,
     spread,
     wait_until,
@@ -111,7 +115,7 @@ def _ways(folder: Path, tell: Tell) -> Iterator[dict[str, tuple[int, list[int]]]
 
 
 def _awake(quick: bool, tell: Tell) -> dict[str, Any]:
-    rounds, seconds = (1, 1) if quick else (int(os.environ.get("ROUNDS", "15")), 1)
+    rounds, seconds = (1, 1) if quick else (9, 1)
     samples: dict[str, dict[str, list[dict[str, float]]]] = {each: {name: [] for name in WAYS} for each in LOADS}
     scenarios = [scenario for scenario in SCENARIOS if scenario.name in LOADS]
     with own_folder() as folder, on_cores(LOAD_CORE), _ways(folder, tell) as where:
@@ -157,17 +161,57 @@ def _awake(quick: bool, tell: Tell) -> dict[str, Any]:
     }
 
 
+_BOUND = """
+import os, socket, sys, time
+open(sys.argv[1], "w").write("0")
+sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sink.bind(("127.0.0.1", 0))
+print(sink.getsockname()[1], flush=True)
+time.sleep(3600)
+"""
+
+
+def _notices(watcher: Watcher, watch: Watch, port: int, times: int) -> dict[str, float]:
+    """Microseconds from sending a datagram to a frozen server until its watcher is woken."""
+    took = []
+    poll = select.poll()
+    poll.register(watcher.fd, select.POLLIN)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for _ in range(times):
+            watch.arm()
+            time.sleep(0.001)
+            begun = time.perf_counter_ns()
+            client.sendto(b"x", ("127.0.0.1", port))
+            if not poll.poll(5000):
+                raise BenchError("A packet for a frozen server was not noticed within 5 s.")
+            took.append((time.perf_counter_ns() - begun) / 1000)
+            watcher.read()
+    return {"p50": percentile(took, 50), "p99": percentile(took, 99)}
+
+
 def _crowd(quick: bool, tell: Tell) -> dict[str, Any]:
     """Many frozen servers: what watching them costs a process, and what one that is woken pays for the others."""
-    size, span = (50, 1.0) if quick else (CROWD, 5.0)
+    size, span, times = (50, 1.0, 50) if quick else (CROWD, 5.0, 1000)
     with contextlib.ExitStack() as stack:
-        before = memory_kib(os.getpid())["Rss"]
-        watcher = Watcher(servers=size)
+        watcher = Watcher(servers=size + 1)
         stack.callback(watcher.close)
+        path = stack.enter_context(_in_cgroup())
+        bound = subprocess.Popen(
+            [interpreter(), "-I", "-S", "-c", _BOUND, f"{path}/cgroup.procs"], stdout=subprocess.PIPE
+        )
+        stack.callback(bound.wait)
+        stack.callback(bound.kill)
+        assert bound.stdout is not None
+        port = int(bound.stdout.readline())
+        one = watcher.watch(path, (port,), lambda _record: None)
+        stack.callback(one.close)
+        alone = _notices(watcher, one, port, times)
+        before = memory_kib(os.getpid())["Rss"]
         watches: list[Watch] = []
-        freezers: list[Cgroup2Freezer] = []
-        tell(f"crowd: starting {size}")
+        others: list[Cgroup2Freezer] = []
         for number in range(size):
+            if number % 50 == 0:
+                tell(f"crowd: {number} of {size} are frozen")
             path = stack.enter_context(_in_cgroup())
             process = subprocess.Popen(_joined(path, ["sleep", "1000"]))
             stack.callback(process.wait)
@@ -175,24 +219,32 @@ def _crowd(quick: bool, tell: Tell) -> dict[str, Any]:
             freezer = Cgroup2Freezer(path)
             stack.callback(freezer.close)
             stack.callback(freezer.thaw)
-            watch = watcher.watch(path, (1, 2, 3), lambda _record: None, observe=number % 2 == 1)
+            watch = watcher.watch(path, (8080,), lambda _record: None, observe=number % 2 == 1)
             stack.callback(watch.close)
-            freezers.append(freezer)
+            others.append(freezer)
             watches.append(watch)
             watch.arm()
             wait_until(lambda path=path: cgroup.populated(path), 5, "a server to start")  # type: ignore[misc]
             freezer.freeze()
+        wait_until(lambda: all(other.still() for other in others), 10, "all to stand still")
         after = memory_kib(os.getpid())["Rss"]
-        kernel = [watch.kernel_bytes for watch in watches]
-        tell("crowd: waiting")
+        charged = [[watch.kernel_bytes / 1024 for watch in watches[kind::2]] for kind in (0, 1)]
+        tell("crowd: all are quiet")
         used = time.process_time_ns()
         time.sleep(span)  # the span over which its CPU time is measured
         used = time.process_time_ns() - used
+        tell("crowd: one is woken, again and again")
+        theirs = sum(other.cpu_seconds() for other in others)
+        among = _notices(watcher, one, port, times)
+        theirs = sum(other.cpu_seconds() for other in others) - theirs
     return {
         "servers": size,
+        "seconds": span,
         "cpu_share": used / (span * 1e9),
         "kib_each": (after - before) / size,
-        "kernel_kib_each": statistics.mean(kernel) / 1024,
+        "kernel_kib_each": {"wake": statistics.mean(charged[0]), "observe": statistics.mean(charged[1])},
+        "notice_us": {"alone": alone, "among": among},
+        "others_cpu_seconds": theirs,
     }
 
 

@@ -72,7 +72,8 @@ def goals(results: Results) -> list[Goal]:
         enough = whole >= 1_000_000 or left or soak["lost"]
         flight = Goal(flight.what, flight.limit, words, left == 0 and not soak["lost"] if enough else None)
     daemon, webhook = results.get("daemon", {}), results.get("webhook", {})
-    return [*listed, memory, start, median, tail, flight, *_daemon_goals(daemon), *_webhook_goals(webhook)]
+    ambient = _ambient_goals(results.get("ambient", {}))
+    return [*listed, memory, start, median, tail, flight, *_daemon_goals(daemon), *_webhook_goals(webhook), *ambient]
 
 
 def _daemon_goals(daemon: Results) -> list[Goal]:
@@ -131,6 +132,36 @@ def _webhook_goals(webhook: Results) -> list[Goal]:
         tail.measured = f"p99 {load['ms']['p99']:.1f} ms, {len(load['wrong'])} wrong"
         tail.met = load["ms"]["p99"] <= 20 and not load["wrong"] if webhook["seconds"] >= 30 else None
     return [cpu, tail]
+
+
+def _ambient_goals(ambient: Results) -> list[Goal]:
+    """Those of ambient, beside no proxy in the same run."""
+    plain = Goal("ambient, packets that wake (source a): p50 of a request, 1 connection", "≤ 1.02 × no proxy's")
+    middle = Goal("ambient, exchanges counted (source b): p50 of a request, 1 connection", "≤ 1.02 × no proxy's")
+    cpu = Goal("the same, CPU a request in all, 16 connections", "≤ 6 µs more than without")
+    first, tail = (Goal("ambient, first byte from a frozen server, above awake", words) for words in _AMBIENT_WAKE)
+    memory = Goal("ambient, memory a server, in freeze-proxy and in the kernel", "≤ 100 KiB")
+    quiet = Goal("ambient, 1000 frozen servers", "no CPU time that can be measured")
+    if ambient:
+        ways = ambient["awake"]["loads"]["small-1"]["ways"]
+        for goal, name in ((plain, "wake"), (middle, "observe")):
+            ratio = ways[name]["p50_us"]["median"] / ways["direct"]["p50_us"]["median"]
+            goal.measured = f"{ratio:.2f} × ({ways[name]['p50_us']['median']:.0f} µs)"
+            goal.met = ratio <= 1.02
+        more = ambient["awake"]["loads"]["small-16"]["ways"]["observe"]["more_cpu_us"]
+        cpu.measured, cpu.met = f"{more:.1f} µs", more <= 6
+        above = ambient["wake"]["above_awake"]
+        first.measured, first.met = f"{above['p50'] / 1000:.2f} ms", above["p50"] <= 200
+        tail.measured, tail.met = f"{above['p99'] / 1000:.2f} ms", above["p99"] <= 1500
+        crowd = ambient["crowd"]
+        kib = crowd["kib_each"] + max(crowd["kernel_kib_each"].values())
+        memory.measured, memory.met = f"{kib:.0f} KiB", kib <= 100
+        quiet.measured = f"{crowd['cpu_share'] * 100:.3f} % of a core"
+        quiet.met = crowd["cpu_share"] < 0.0005 if crowd["servers"] >= 1000 else None
+    return [plain, middle, cpu, first, tail, memory, quiet]
+
+
+_AMBIENT_WAKE = ("p50 ≤ 0.2 ms", "p99 ≤ 1.5 ms")
 
 
 # The words.
@@ -474,6 +505,66 @@ def _webhook(webhook: Results) -> str:
     )
 
 
+_AMBIENT_WAYS = {
+    "direct": "no proxy",
+    "wake": "ambient, packets that wake are noticed (source a)",
+    "observe": "ambient, exchanges are counted (source b)",
+    "relay": "freeze-proxy run --relay",
+    "nginx": "nginx as a proxy",
+}
+
+
+def _ambient(ambient: Results) -> str:
+    awake, crowd = ambient["awake"], ambient["crowd"]
+    parts = [
+        "## Ambient: nothing before the server\n",
+        "### Awake\n",
+        "The same nginx five times, each reached in another way, on one core; the load (wrk) on the other. "
+        f"{awake['rounds']} rounds of a second each, in rotated order; medians over the rounds. CPU is all that wrk, "
+        "nginx and freeze-proxy used, divided by the requests: what the program in the kernel takes shows up as "
+        "theirs, whose packets it looks at. *More* is the median over the rounds of the difference to no proxy.\n",
+    ]
+    for load in awake["loads"].values():
+        rows = [
+            [
+                _AMBIENT_WAYS[name],
+                _span(way["cpu_us"], 1),
+                f"{way['more_cpu_us']:+.1f}",
+                _span(way["requests_s"], 0),
+                *(_span(way[which], 0) for which in ("p50_us", "p99_us")),
+            ]
+            for name, way in load["ways"].items()
+        ]
+        heads = [load["title"], "CPU µs a request, in all", "more", "requests/s", "p50 µs", "p99 µs"]
+        parts.append(_table(heads, rows) + "\n")
+    wake = ambient["wake"]
+    rows = [
+        [
+            {"kept": "kept connection", "new": "new connections"}[kind],
+            f"{figures['frozen']['count']:,}",
+            *(f"{_us(figures[when]['p50'])} / {_us(figures[when]['p99'])}" for when in ("frozen", "awake", "rested")),
+        ]
+        for kind, figures in wake["kinds"].items()
+    ]
+    above = [f"{_us(wake['above_awake'][which])} µs ({which})" for which in ("p50", "p99", "max")]
+    parts += [
+        "### Waking\n",
+        "As above for the relay (*What a request pays for a frozen server*), on cgroup v2, with `--ambient`:\n",
+        _table(["first byte, µs, p50 / p99", "wakes", "frozen", "awake", "rested"], rows) + "\n",
+        f"Above the median of the same request awake: {', '.join(above)}.\n",
+        "### A thousand frozen servers\n",
+        f"{crowd['servers']:,} cgroups with a process asleep in each, frozen and watched by one process, half of them "
+        f"in each way. In {crowd['seconds']:.0f} s that process used {crowd['cpu_share'] * 100:.3f} % of a core. Each "
+        f"takes {crowd['kib_each']:.1f} KiB of its memory, and the kernel charges for the programs "
+        f"{crowd['kernel_kib_each']['wake']:.0f} KiB (source a) or {crowd['kernel_kib_each']['observe']:.0f} (b). From "
+        f"a datagram to the watcher's waking: p50 {crowd['notice_us']['alone']['p50']:.0f} µs, p99 "
+        f"{crowd['notice_us']['alone']['p99']:.0f}, with one server; {crowd['notice_us']['among']['p50']:.0f} and "
+        f"{crowd['notice_us']['among']['p99']:.0f} among all. The others used {crowd['others_cpu_seconds']:.6f} s of "
+        "CPU time meanwhile.\n",
+    ]
+    return "\n".join(parts)
+
+
 def document(results: Results) -> str:
     """The page, in Markdown."""
     parts = [
@@ -493,6 +584,7 @@ def document(results: Results) -> str:
         ("wake", _wake),
         ("daemon", _daemon),
         ("webhook", _webhook),
+        ("ambient", _ambient),
     ):
         if name in results:
             parts.append(write(results[name]))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ambience import need_ambient
 from tests.support.cluster.cgroups import processes_in
 from tests.support.needs import need_program, need_root
 from tests.support.wait import until
@@ -130,6 +131,25 @@ def test_the_webhook_at_the_rate_of_a_cluster_in_a_hurry(tmp_path: Path) -> None
     assert met["webhook, CPU a review"] in (True, False)
     assert met["webhook, 100 reviews a second, on one core"] is None, "two seconds are not half a minute"
     assert "a new connection for each" in (tmp_path / "benchmarks.md").read_text()
+
+
+def test_ambient_beside_no_proxy_the_relay_and_nginx(tmp_path: Path) -> None:
+    need_program("wrk", "wrk")
+    need_program("nginx", "nginx-light")
+    need_ambient()
+    ran = bench("--quick", "--only", "ambient", "--out", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+
+    ambient = json.loads((tmp_path / "latest.json").read_text())["ambient"]
+    for load in ambient["awake"]["loads"].values():
+        assert set(load["ways"]) == {"direct", "wake", "observe", "relay", "nginx"}
+        for name, way in load["ways"].items():
+            assert 1 < way["cpu_us"]["median"] < 10_000, name
+            assert 0 < way["p50_us"]["median"] <= way["p99_us"]["median"], name
+    assert ambient["wake"]["own_report"]["freezes"] >= ambient["wake"]["wakes"] / 2
+    assert 0 < ambient["crowd"]["kernel_kib_each"]["wake"] < ambient["crowd"]["kernel_kib_each"]["observe"] < 100
+    assert ambient["crowd"]["others_cpu_seconds"] == 0
+    assert "A thousand frozen servers" in (tmp_path / "benchmarks.md").read_text()
 
 
 @pytest.mark.parametrize("during", ["freeze-proxy-test", "freeze-proxy-bench"])

@@ -120,7 +120,7 @@ def test_throttle_leaves_a_server_a_little(start: Start, tmp_path: Path) -> None
         response = httpx.get(f"http://{running.address}/slow", timeout=10, trust_env=False)
         assert response.text == "first\nsecond\n"
         assert not running.is_frozen() or running.count("frozen") > 1
-        assert running.cpu_seconds() - used > 0.1  # it burned while it served
+        assert running.cpu_seconds() - used > 0.05  # it burned while it served, throttled it would have had 3 ms
         running.await_frozen()
         report = running.end()
     assert report["freezes"] >= 2
