@@ -4,7 +4,7 @@ The ticks stand for all that a server does unasked: timers, housekeeping, garbag
 time at which it was made, so whoever froze the server can tell for certain that it did not run meanwhile.
 
 ``GET /healthz`` answers at once. Any other ``GET`` sends a first line at once and a second one two seconds later.
-The port comes from the environment variable ``PORT`` (8081 without it).
+The port comes from the environment variable ``PORT`` (8081 without it), the address from ``HOST`` (127.0.0.1).
 """
 
 import os
@@ -103,7 +103,7 @@ def tick(ended: threading.Event) -> None:
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT, finish what is being answered, and leave with 0."""
-    server = Server(("127.0.0.1", int(os.environ.get("PORT", "8081"))), Sleeptalker)
+    server = Server((os.environ.get("HOST", "127.0.0.1"), int(os.environ.get("PORT", "8081"))), Sleeptalker)
     ended = threading.Event()
 
     def end(_signal: int, _frame: object) -> None:
