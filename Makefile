@@ -6,6 +6,9 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet
 # What the commands get on top, as in: make test ARGS="-k gate"
 ARGS :=
+# Most tests wait more than they compute, and share the machine; those that measure come after them.
+TOGETHER = $(PYTHON) -m pytest --numprocesses 2 --dist loadgroup --quiet -m "not alone"
+ALONE = $(PYTHON) -m pytest -m alone
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -18,7 +21,7 @@ demo: $(VENV)/.stamp-run ## See a server fall silent between its requests
 	@$(PYTHON) -m scripts.demo $(ARGS)
 
 test: $(VENV)/.stamp-dev system ## Run every test
-	$(PYTHON) -m pytest $(ARGS)
+	$(if $(ARGS),$(PYTHON) -m pytest $(ARGS),$(TOGETHER) && $(ALONE))
 
 cluster-test: $(VENV)/.stamp-dev ## Try it on a real Kubernetes with Knative, end to end; as root, with Go
 	@$(PYTHON) -m tests.cluster $(ARGS)

@@ -31,11 +31,20 @@ settings.register_profile(
 settings.load_profile("freeze-proxy")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first that needs the images waits until they are built."""
+    """The first that needs the images waits until they are built.
+
+    Where several processes share the tests, one builds the images and has all that need them; else a file's tests stay
+    together, for what they share.
+    """
     for item in items:
-        if "images" in getattr(item, "fixturenames", ()):
+        in_pods = getattr(item, "callspec", None) is not None and item.callspec.params.get("start") == "pod"  # type: ignore[attr-defined]
+        if in_pods or "images" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(300))
+            item.add_marker(pytest.mark.xdist_group("images"))
+        else:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from tests.support.cluster.cgroups import processes_in
 from tests.support.needs import need_program, need_root
 from tests.support.wait import until
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -231,6 +231,7 @@ def test_a_daemon_that_hangs_for_a_while(node: Node, daemon: Daemon, tmp_path: P
         assert stage.server.frozen
 
 
+@pytest.mark.alone
 def test_a_daemon_that_knows_no_token_any_more(
     node: Node, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

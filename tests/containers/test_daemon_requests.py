@@ -189,6 +189,7 @@ def test_a_pod_whose_container_crashes_again_and_again(node: Node, daemon: Daemo
 # Together or not at all.
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("lease", [True, False])
 def test_one_that_cannot_be_frozen_leaves_the_other_running(node: Node, lease: bool) -> None:
     pod, token = node.pod("user-container", "other")

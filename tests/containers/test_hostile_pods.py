@@ -462,6 +462,7 @@ FLOODS: dict[str, set[str]] = {
 """What each kind of flood is to hear; all of them may hear that they are too many."""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", FLOODS)
 def test_a_flood_keeps_nobody_else_from_being_served(scene: Scene, kind: str) -> None:
     scene.freeze_victim()
@@ -481,6 +482,7 @@ def test_a_flood_keeps_nobody_else_from_being_served(scene: Scene, kind: str) ->
     assert scene.memory() < 100
 
 
+@pytest.mark.alone
 def test_forged_tokens_do_not_become_a_flood_of_the_api_server(scene: Scene) -> None:
     newcomer = scene.token(scene.honest)
     with attack("forged", scene.daemon.port, 2.0, [scene.victims_token]):

@@ -216,6 +216,7 @@ def test_the_runtime_restarts(kubelet: Kubelet, containerd: Containerd) -> None:
     run(work)
 
 
+@pytest.mark.alone
 def test_an_unknown_pod_is_found_in_a_few_milliseconds(kubelet: Kubelet) -> None:
     pod = kubelet.pod()
 

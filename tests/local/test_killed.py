@@ -70,6 +70,7 @@ def _some_stand_still(proxy: Proxy) -> bool:
     return Path(proxy.where, control).read_text().strip() not in ("0", "THAWED")
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_killed_at_any_moment(proxies: Proxies, freezer: str) -> None:
     """From before its first line of Python to the midst of freezes and thaws."""

@@ -11,6 +11,8 @@ import pytest
 from tests.support.proxies import Proxies, Proxy, need_freezer
 from tests.support.wait import until
 
+pytestmark = pytest.mark.alone
+
 
 def end(proxy: Proxy, path: Path) -> dict[str, Any]:
     assert proxy.end() == 143
