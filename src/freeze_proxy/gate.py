@@ -191,6 +191,13 @@ class Gate:
         if self.open and self._armed and not self.in_flight:
             self._plan_freeze(max(self._quiet_until, now))
 
+    def hopeful(self, now: float) -> None:
+        """What made freezes fail may be over: the next one need not wait for that."""
+        self._freeze_pause = FIRST_PAUSE
+        self._not_before = 0.0
+        if self.open and self._armed and not self.in_flight:
+            self._plan_freeze(max(self._quiet_until, now))
+
     def disarm(self, now: float) -> Order | None:
         """Thaw, and never freeze again. A ``ready`` after this has no effect."""
         self._armed = False

@@ -158,6 +158,11 @@ class Keeper(Tally):
         self.gate.unpin(self._loop.now)
         self._set_alarm()
 
+    def hopeful(self) -> None:
+        """Whoever carries out orders can be reached again: what has failed for that may be tried at once."""
+        self.gate.hopeful(self._loop.now)
+        self._set_alarm()
+
     def disarm(self) -> None:
         """Thaw, and freeze no more."""
         self._carry_out(self.gate.disarm(self._loop.now))

@@ -683,6 +683,21 @@ def test_many_orders_leave_nothing_behind(stage: Stage) -> None:
         assert stage.listener.accept() is None
 
 
+def test_a_daemon_that_is_back_is_asked_at_once_whatever_has_failed_before(stage: Stage) -> None:
+    peer = stage.begin()
+    assert paths(stage, peer) == ["/freeze"]
+    peer.answer(503)
+    stage.listener.go()
+    stage.until(lambda: len(stage.notes.failures) >= 3, "freezes fail, at 0, 0.5 and 1.5 s")
+    assert stage.gate.deadline > time.monotonic() + 1.5
+    stage.listener.come()
+    peer = stage.accept()
+    stage.greeted(peer)
+    began = time.monotonic()
+    assert paths(stage, peer) == ["/freeze"]
+    assert time.monotonic() - began < 1
+
+
 # What it has counted.
 
 

@@ -194,6 +194,12 @@ class World(RuleBasedStateMachine):
         self.take(order)
 
     @rule()
+    def the_driver_is_back(self) -> None:
+        self.pause, self.not_before = FIRST_PAUSE, 0.0
+        self.unpinned = self.now
+        self.gate.hopeful(self.now)
+
+    @rule()
     def the_driver_is_lost(self) -> None:
         before = self.gate.state
         order = self.gate.lost(self.now)

@@ -137,6 +137,22 @@ def test_a_freeze_that_is_answered_after_an_exchange_began_does_not_move_the_gat
         assert (moved.gate.state, moved.gate.open) == (THAWING, False)
 
 
+def test_when_there_is_hope_a_freeze_that_failed_is_tried_at_once() -> None:
+    moved = Moved(AWAKE)
+    gate, now = moved.gate, START + GRACE
+    for _ in range(5):
+        gate.failed(order_of(gate.tick(now), FREEZE).ticket, now)
+        now = gate.deadline
+    gate.failed(order_of(gate.tick(now), FREEZE).ticket, now)
+    gate.hopeful(now + 1)
+    assert gate.deadline == now + 1
+    gate.failed(order_of(gate.tick(now + 1), FREEZE).ticket, now + 1)
+    assert gate.deadline == now + 1 + FIRST_PAUSE
+    gate.began(now + 1)
+    gate.hopeful(now + 2)
+    assert gate.tick(now + 100) is None, "one is in flight"
+
+
 def test_a_freeze_that_fails_leaves_it_awake_and_the_pauses_grow() -> None:
     moved = Moved(AWAKE)
     gate, now, pause = moved.gate, START + GRACE, FIRST_PAUSE

@@ -122,6 +122,7 @@ class Client(Driver):
         "_end_seen",
         "_freeze",
         "_freeze_failed",
+        "_greeted",
         "_host",
         "_ip",
         "_loop",
@@ -183,6 +184,7 @@ class Client(Driver):
         self._connecting = False
         self._resolving = False
         self._settled = False
+        self._greeted = False  # a thaw has been answered on it
         self._closed = False
         self._timer: Timer | None = None  # the next try to connect, or the end of this one
         self._pause = FIRST_PAUSE
@@ -366,6 +368,9 @@ class Client(Driver):
         if status == 200:
             if "token" not in self._troubles:  # An old token has done for this; it will not for ever.
                 self._well()
+            if not self._greeted:
+                self._greeted = True
+                self.keeper.hopeful()
             if not self._unanswered:
                 self.state = AWAKE
                 self._end_thaw()
@@ -496,8 +501,7 @@ class Client(Driver):
             self._forget()
             self._unreachable(error, posix.strerror(error).lower())
             return
-        self._connecting = False
-        self._settled = False
+        self._connecting = self._settled = self._greeted = False
         side.handle_with(self._on_daemon)
         self._loop.at(self._loop.now + SETTLED, lambda: self._settle_if(side))
         self._send_thaw()
