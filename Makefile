@@ -12,7 +12,7 @@ ALONE = $(PYTHON) -m pytest -m alone
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo picture drawing test cluster-test vm-test check format bench image setup system clean
+.PHONY: help demo picture drawing test soak cluster-test vm-test check format bench image setup system clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ demo: $(VENV)/.stamp-run ## See a server fall silent between its requests
 
 test: $(VENV)/.stamp-dev system ## Run every test
 	$(if $(ARGS),$(PYTHON) -m pytest $(ARGS),$(TOGETHER) && $(ALONE))
+
+soak: $(VENV)/.stamp-dev system ## Ten thousand freezes in pods with requests racing them; probes of pods frozen for 90 s
+	FREEZE_PROXY_SOAK=yes $(PYTHON) -m pytest tests/traffic/test_race.py tests/pods/test_probed.py $(ARGS)
 
 cluster-test: $(VENV)/.stamp-dev ## Try it on a real Kubernetes with Knative, end to end; as root, with Go
 	@$(PYTHON) -m tests.cluster $(ARGS)

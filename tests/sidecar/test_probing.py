@@ -1,6 +1,5 @@
 """``sidecar/probing.py``: probes of every kind, run on the loop against real servers, good and bad."""
 
-import datetime
 import socket
 import ssl
 import threading
@@ -8,19 +7,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any, ClassVar
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from freeze_proxy.loop import Loop
 from freeze_proxy.sidecar.probes import probes
 from freeze_proxy.sidecar.probing import MOST_READ, Probing
+from tests.support.certificates import expired
 from tests.support.loops import turn_for, turn_until
 from tests.support.ports import LOOPBACK, free_port
 
@@ -105,25 +100,8 @@ def http_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """With a certificate that nobody has reason to trust: of another name, and expired."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody.else")])
-    before = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(before)
-        .not_valid_after(before + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    file: Path = tmp_path_factory.mktemp("tls") / "server.pem"
-    file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
+    """With a certificate of another name, and expired."""
+    file = expired(tmp_path_factory.mktemp("tls") / "server.pem")
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.load_cert_chain(file)
     return made
