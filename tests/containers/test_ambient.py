@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from freeze_proxy.ambient.bpf import INGRESS, attached
 from tests.support.ambience import need_ambient
-from tests.support.ambient_pods import AmbientPod
+from tests.support.ambient_pods import PORT, AmbientPod
 from tests.support.api_server import ApiServer
 from tests.support.cluster import cgroups
 from tests.support.cluster.containerd import Containerd
@@ -264,6 +265,25 @@ def test_a_daemon_that_dies_leaves_nothing(own: Make, node: Node, whom: str) -> 
             daemon.start()
         pod.server.await_frozen()
         assert pod.queue.get("/index.html")[0] == 200
+
+
+def test_one_without_queue_proxy_is_frozen_by_what_its_packets_say(make: Make, rig: Rig) -> None:
+    with make(queue_proxy=False) as pod:
+        pod.server.await_frozen()
+        for _ in range(3):
+            assert pod.queue.past("/index.html")[0] == 200
+            pod.server.await_frozen(within=2)
+        name = f'namespace="default",pod="{pod.pod.name}",revision=""'
+        until(lambda: rig.daemon.metric(f"freeze_proxy_pod_requests_total{{{name}}}") == 3, "requests are counted")
+        # A connection in which nothing has been said yet does not keep it awake, half a request does.
+        with socket.create_connection((pod.ip, PORT)) as connection:
+            pod.server.await_frozen(within=2)
+            connection.sendall(b"GET /index.html HTTP/1.1\r\n")
+            pod.server.await_awake()
+            assert not pod.server.stands_still(0.5)
+            connection.sendall(b"Connection: close\r\n\r\n")
+            assert b"hello" in b"".join(iter(lambda: connection.recv(4096), b""))
+        pod.server.await_frozen(within=2)
 
 
 def test_what_can_be_told_of_it(make: Make, rig: Rig) -> None:

@@ -32,6 +32,7 @@ class Observing(Gated):
 
     ``ports`` are those that it listens on. With ``any_socket`` what comes to another socket of its, such as an answer
     from a database, wakes it as well. ``on_loss`` is called when packets came faster than they could be looked at.
+    Several share a ``watcher``, which somebody else has read whenever its ``fd`` is readable.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Observing(Gated):
         grace: float,
         any_socket: bool,
         on_loss: Callable[[], None],
+        watcher: Watcher | None = None,
     ) -> None:
         self._loop = loop
         self._keeper = keeper
@@ -57,7 +59,10 @@ class Observing(Gated):
         self._waiting: set[tuple[bytes, int]] = set()
         self.conversations = Conversations(keeper, self._touch)
         self._on_loss = on_loss
-        self.watcher = Watcher(2, RING_SIZE)
+        self._shared = watcher is not None
+        self._turn_is_due = False
+        self._closed = False
+        self.watcher = watcher or Watcher(2, RING_SIZE)
         self._watches: list[Watch] = []
         try:
             self.watch = self.watcher.watch(cgroup, ports, self._told, observe=True)
@@ -67,7 +72,8 @@ class Observing(Gated):
         except BaseException:
             self.close()
             raise
-        loop.watch(self.watcher.fd, READ, self._on_records)
+        if not self._shared:
+            loop.watch(self.watcher.fd, READ, self._on_records)
         keeper.gated = self
 
     def start(self, sockets: Sockets, idle_stream: float | None) -> None:
@@ -81,11 +87,15 @@ class Observing(Gated):
 
     def close(self) -> None:
         """Take the programs away."""
+        self.conversations.only(set())
+        self._closed = True
         for watch in self._watches:
             watch.close()
-        if hasattr(self, "watch"):
-            self._loop.forget(self.watcher.fd)
-        self.watcher.close()
+        self._watches = []
+        if not self._shared:
+            if hasattr(self, "watch"):
+                self._loop.forget(self.watcher.fd)
+            self.watcher.close()
         if self._sockets is not None:
             self._sockets.close()
 
@@ -93,6 +103,8 @@ class Observing(Gated):
 
     def catch_up(self) -> None:
         """Read all that has been told until now."""
+        if self._closed:
+            return
         now = self._loop.now
         while self.watcher.read():
             pass
@@ -107,6 +119,8 @@ class Observing(Gated):
 
     def release(self) -> None:
         """It runs."""
+        if self._closed:
+            return
         if self._breath is not None:
             self._breath.cancel()
             self._breath = None
@@ -117,7 +131,7 @@ class Observing(Gated):
 
         One that waited before, and that the server did not want when it ran last, it is not woken for again.
         """
-        if self._sockets is None or self._keeper.gate.state != FROZEN:
+        if self._closed or self._sockets is None or self._keeper.gate.state != FROZEN:
             return
         waiting = self._sockets.waiting()
         if waiting - self._waiting:
@@ -130,7 +144,8 @@ class Observing(Gated):
     def _breathe(self) -> None:
         """Let it run for a grace."""
         self._breath = None
-        self._keeper.wake()
+        if not self._closed:
+            self._keeper.wake()
 
     # Records.
 
@@ -145,6 +160,14 @@ class Observing(Gated):
         if record[KIND_AT] & WAKES:
             self._active_at = at
         self.conversations.told(record)
+        if self._shared and not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Others have had the ring read, in which there was something for this one."""
+        self._turn_is_due = False
+        self._on_records(0)
 
     def _told_of_any(self, _record: bytes | None) -> None:
         self._touch()
@@ -160,6 +183,8 @@ class Observing(Gated):
         return self._handed + self.watch.lost != self.watch.packets
 
     def _on_records(self, _events: int) -> None:
+        if self._closed:
+            return
         self.catch_up()
         if self._keeper.gate.open:
             self._poll_later()
@@ -168,7 +193,7 @@ class Observing(Gated):
 
     def _look_again(self) -> None:
         """While the gate is shut: a record wakes nobody if it was counted before the watch was armed."""
-        if not self._keeper.gate.open and self._missing():
+        if not self._closed and not self._keeper.gate.open and self._missing():
             self.catch_up()
             if not self._keeper.gate.open and self._missing():
                 self._loop.at(time.monotonic() + LEAST_PAUSE, self._look_again)
@@ -182,7 +207,7 @@ class Observing(Gated):
 
     def _poll(self) -> None:
         self._poll_is_due = False
-        if not self._keeper.gate.open:
+        if self._closed or not self._keeper.gate.open:
             return
         before = self._handed
         self.catch_up()
@@ -206,13 +231,13 @@ class Observing(Gated):
     # Connections that were not seen to begin, or to end.
 
     def _look_for_unseen(self) -> None:
-        if self._sockets is not None:
+        if self._sockets is not None and not self._closed:
             self.conversations.found(self._sockets.open())
 
     def _census(self) -> None:
         """What counts as in flight although its connection is gone has ended unseen."""
         self._census_is_due = False
-        if self._sockets is None or not self._keeper.gate.open:
+        if self._closed or self._sockets is None or not self._keeper.gate.open:
             return
         before = self._handed
         there = set(self._sockets.open())
@@ -222,6 +247,8 @@ class Observing(Gated):
             self._rest()
 
     def _sweep(self, period: float) -> None:
+        if self._closed:
+            return
         self.catch_up()
         self.conversations.sweep()
         self._loop.at(self._loop.now + period, lambda: self._sweep(period))

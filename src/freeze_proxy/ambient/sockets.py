@@ -68,13 +68,13 @@ class Sockets:
                     _, state, local, remote, source, target, _, _, bytes_, _ = _ANSWER.unpack_from(
                         data, at + _HEADER.size
                     )
-                    found.append((state, bytes_, _plain(target) + _plain(source) + remote + local))
+                    found.append((state, bytes_, plain(target) + plain(source) + remote + local))
                     at += (length + 3) & ~3
         except OSError as error:
             raise FreezeError(f"The server's sockets cannot be looked at: {error.strerror}.") from error
 
 
-def _plain(address: bytes) -> bytes:
+def plain(address: bytes) -> bytes:
     """As in a packet: a socket for both families shows IPv4 addresses mapped (RFC 4291 §2.5.5.2)."""
     return address[12:].ljust(16, b"\0") if address.startswith(b"\0" * 10 + b"\xff\xff") else address
 

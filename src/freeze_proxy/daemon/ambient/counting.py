@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 
 from freeze_proxy.ambient import Watch
+from freeze_proxy.ambient.observing import FIRST_BREATH, LATER_BREATHS
 from freeze_proxy.daemon.ambient.idle import Proof
 from freeze_proxy.daemon.ambient.statistics import Silent, Statistics
 from freeze_proxy.daemon.ambient.turns import Turns
+from freeze_proxy.gate import FROZEN
 from freeze_proxy.keeper import Gated, Keeper
 from freeze_proxy.loop import Timer
 
@@ -38,10 +40,12 @@ class Counting(Gated):
         said: str,
         served: Callable[[], None],
         fresh: Callable[[], bool],
+        connected: Callable[[], bool],
     ) -> None:
         """``said``: the pod's name for the log. ``served`` is told when requests are seen to have been there.
 
-        ``fresh`` tells whether the watches are still those that it takes; if not, it stops this and starts it anew.
+        ``fresh`` tells whether the watches are still those that it takes; if not, it closes this, for another to take
+        its place. ``connected`` tells whether a connection to the server is open.
         """
         self._turns = turns
         self._keeper = keeper
@@ -50,6 +54,9 @@ class Counting(Gated):
         self._said = said
         self._served = served
         self._fresh = fresh
+        self._connected = connected
+        self._breath: Timer | None = None
+        self._active_at = turns.now  # when a packet came last
         self._watches: list[Watch] = []
         self._proof = Proof()
         self._seen = 0  # the count when nothing was in flight
@@ -65,14 +72,17 @@ class Counting(Gated):
         self._watches = watches
         self._hold()
 
-    def stop(self) -> None:
-        """Look no longer."""
+    def close(self) -> None:
+        """Look no longer, and take the programs away."""
+        self._hold_breath()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._asking is not None:
             self._asking.cancel()
             self._asking = None
+        for watch in self._watches:
+            watch.close()
         self._watches = []
         if self._held:
             self._held = False
@@ -102,9 +112,13 @@ class Counting(Gated):
         """The freeze is done: what was counted before the watch was armed has woken nobody."""
         if self._packets() != self._seen:
             self.told(None)
+        elif self._watches and self._keeper.gate.state == FROZEN and self._connected():
+            quiet = self._turns.now - self._active_at
+            self._breath = self._turns.at(self._turns.now + max(FIRST_BREATH, quiet * LATER_BREATHS), self._breathe)
 
     def release(self) -> None:
         """It runs."""
+        self._hold_breath()
         for watch in self._watches:
             watch.disarm()
         self._looked = self._packets()
@@ -112,12 +126,23 @@ class Counting(Gated):
 
     # Inside.
 
+    def _breathe(self) -> None:
+        """As in ``observing``: what the server has to do with idle connections, it is to do before a request comes."""
+        self._breath = None
+        self._keeper.wake()
+
+    def _hold_breath(self) -> None:
+        if self._breath is not None:
+            self._breath.cancel()
+            self._breath = None
+
     def _packets(self) -> int:
         return sum(watch.packets for watch in self._watches)
 
     def _hold(self) -> None:
         if not self._held:
             self._held = True
+            self._active_at = self._turns.now
             self._proof.again()
             self._look_later()
             self._keeper.held()

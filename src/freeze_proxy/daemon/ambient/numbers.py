@@ -10,7 +10,7 @@ _OF_REQUESTS = ("requests", "refused", "in_flight_seconds")
 
 
 class PodNumbers(Witness):
-    """``counts``, ``seconds`` and ``waits`` as ``sidecars.Numbers`` has them; of requests nothing, for none is seen."""
+    """``counts``, ``seconds``, ``waits`` as ``sidecars.Numbers`` has them; of requests none where none is seen."""
 
     __slots__ = ("_frozen_at", "counts", "seconds", "waits")
 
@@ -35,6 +35,11 @@ class PodNumbers(Witness):
         if waited is not None:
             self.seconds["waited_seconds"] += waited
             self.waits[bisect_left(WAIT_BOUNDS, waited)] += 1
+
+    def requests(self, count: int, in_flight_seconds: float) -> None:
+        """Where they are seen: how many there have been, and for how long in all they were in flight."""
+        self.counts["requests"] = count
+        self.seconds["in_flight_seconds"] = in_flight_seconds
 
     def failed(self, what: str, reason: str) -> None:
         """See ``Witness``."""

@@ -9,11 +9,13 @@ It has a gate of its own and is, to the daemon's freezing, one more client with 
 
 import asyncio
 import logging
+import os
 from dataclasses import dataclass
 
 from freeze_proxy.ambient import Watch, Watcher
+from freeze_proxy.ambient.observing import Observing
 from freeze_proxy.control.server import Request
-from freeze_proxy.daemon.ambient import ports
+from freeze_proxy.daemon.ambient import sockets
 from freeze_proxy.daemon.ambient.counting import Counting
 from freeze_proxy.daemon.ambient.driver import FreezingDriver
 from freeze_proxy.daemon.ambient.numbers import PodNumbers
@@ -26,7 +28,7 @@ from freeze_proxy.daemon.sidecars import Full, Sidecars
 from freeze_proxy.freezers import FreezeError
 from freeze_proxy.freezers.places import CGROUP2, directory
 from freeze_proxy.gate import FREEZE, FROZEN, Gate
-from freeze_proxy.keeper import Keeper
+from freeze_proxy.keeper import Gated, Keeper
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
 """Seconds from a look for the pod's containers that was in vain to the next."""
@@ -59,10 +61,7 @@ class AmbientPod:
         self._driver = FreezingDriver(tools.freezing, wish.uid, wish.mode)
         self._numbers = _Numbers(self)
         self._keeper = Keeper(self._turns, Gate(wish.gate), self._driver, self._numbers)
-        self._counting = Counting(
-            self._turns, self._keeper, tools.statistics, lambda: self.wish.ip, str(wish), self._has_served, self._fresh
-        )
-        self._watches: list[Watch] = []
+        self._source: Counting | Observing | None = None
         self._ports: frozenset[int] = frozenset()
         self._pod: Pod | None = None
         self._served = False
@@ -77,7 +76,7 @@ class AmbientPod:
     @property
     def watched(self) -> bool:
         """Whether its packets are."""
-        return bool(self._watches)
+        return self._source is not None
 
     def start(self) -> None:
         """Look for it."""
@@ -93,8 +92,16 @@ class AmbientPod:
 
     def look(self) -> None:
         """To be called every few seconds: whether what is watched is still there."""
-        if self.watched and self._tools.pods.known(self.wish.uid) is not self._pod:
+        if not self.watched:
+            return
+        if self._tools.pods.known(self.wish.uid) is not self._pod:
             self.again()
+        elif isinstance(self._source, Observing):
+            self._turns.begin()
+            self._numbers.requests(self._keeper.requests, self._keeper.in_flight_seconds())
+            if self._keeper.requests and not self._keeper.gate.in_flight:
+                self._has_served()
+            self._fresh()
 
     def again(self) -> None:
         """Thaw it, and look for its containers anew."""
@@ -118,10 +125,10 @@ class AmbientPod:
     def _detach(self) -> None:
         self._turns.begin()
         self._keeper.unready()
-        self._counting.stop()
-        for watch in self._watches:
-            watch.close()
-        self._watches = []
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+        self._keeper.gated = Gated()
         self._pod = None
 
     def _follow_readiness(self) -> None:
@@ -142,7 +149,7 @@ class AmbientPod:
             return True
         containers = self._driver.containers
         try:
-            if self._ports.issuperset(port for each in containers for port in ports.listening(each.pid)):
+            if self._ports.issuperset(port for each in containers for port in sockets.listening(each.pid)):
                 return True
             if self._listening(containers) <= self._ports:  # others in the pod have new ones
                 return True
@@ -152,7 +159,7 @@ class AmbientPod:
         return False
 
     def _listening(self, containers: list[Container]) -> frozenset[int]:
-        return frozenset().union(*(ports.of(self._place(each), each.pid) for each in containers))
+        return frozenset().union(*(sockets.of(self._place(each), each.pid) for each in containers))
 
     async def _attach(self) -> None:
         """Until it is watched."""
@@ -180,29 +187,70 @@ class AmbientPod:
         if missing:
             raise NotYet(f"The container {missing[0]} does not run.")
         containers = [pod.containers[name] for name in self.wish.containers]
-        if not self.wish.ip:
-            raise NotYet("It has no queue-proxy, or no address, and nothing else tells when it is idle.")
         places = [self._place(each) for each in containers]
         # Whatever an earlier daemon has left of it.
         await self._tools.freezing.thaw(uid, containers, Request.next_number())
         self._ports = frozenset() if self.wish.any_socket else self._listening(containers)
         if not self._ports and not self.wish.any_socket:
             raise NotYet("It listens on no port.")
-        matter = self._ports if len(self._ports) <= ports.MOST else frozenset()
-        for place in places:
-            try:
-                self._watches.append(self._tools.watcher.watch(place, sorted(matter), self._counting.told))
-            except FreezeError:
-                self._detach()
-                raise
-        self._pod, self._driver.pod, self._driver.containers = pod, pod, containers
+        matter = tuple(sorted(self._ports)) if len(self._ports) <= sockets.MOST else ()
         self._tools.sidecars.heard(uid, self._driver, self._numbers)
-        self.trouble = ""
+        self._pod, self._driver.pod, self._driver.containers = pod, pod, containers
         self._turns.begin()
-        self._counting.start(self._watches)
+        if self.wish.queue_proxy:
+            self._source = self._counted(places, matter)
+        else:
+            # The containers of several have the pod's cgroup in common.
+            place = places[0] if len(places) == 1 else os.path.dirname(places[0])
+            self._source = self._observed(place, matter, containers[0].pid)
+        self.trouble = ""
         self._follow_readiness()
         facts = {"pod": str(self.wish), "containers": list(self.wish.containers), "ports": sorted(self._ports)}
         _log.info("an ambient pod is watched", extra={"facts": facts})
+
+    def _counted(self, places: list[str], ports: tuple[int, ...]) -> Counting:
+        counting = Counting(
+            self._turns,
+            self._keeper,
+            self._tools.statistics,
+            lambda: self.wish.ip,
+            str(self.wish),
+            self._has_served,
+            self._fresh,
+            self._connected,
+        )
+        watches: list[Watch] = []
+        try:
+            for place in places:
+                watches.append(self._tools.watcher.watch(place, ports, counting.told))  # noqa: PERF401 - closed below
+        except FreezeError:
+            for watch in watches:
+                watch.close()
+            raise
+        counting.start(watches)
+        return counting
+
+    def _observed(self, place: str, ports: tuple[int, ...], pid: int) -> Observing:
+        gate = self.wish.gate
+        observing = Observing(
+            self._turns,
+            self._keeper,
+            place,
+            ports,
+            grace=gate.grace,
+            any_socket=self.wish.any_socket,
+            on_loss=self._has_lost,
+            watcher=self._tools.watcher,
+        )
+        observing.start(sockets.PodSockets(tuple(self._ports), pid), gate.idle_stream)
+        return observing
+
+    def _connected(self) -> bool:
+        """Whether a connection to the server is open."""
+        return any(sockets.PodSockets(tuple(self._ports), each.pid).open() for each in self._driver.containers[:1])
+
+    def _has_lost(self) -> None:
+        _log.debug("packets came faster than they were looked at", extra={"facts": {"pod": str(self.wish)}})
 
     @staticmethod
     def _place(container: Container) -> str:
@@ -217,7 +265,8 @@ class AmbientPod:
     def stands_still(self) -> None:
         """The freeze is done."""
         self._turns.begin()
-        self._counting.stands_still()
+        if self._source is not None:
+            self._source.stands_still()
 
     def failed(self, what: str, reason: str) -> None:
         """An order has failed; it is tried again."""

@@ -29,7 +29,7 @@ class Wish:
 
     ``told``: all its settings. ``containers``: the names of those to be frozen, ``ids``: of those that run. ``ready``:
     Kubernetes says that the server may be used, and that it has started. ``proven_by_request``: it may be frozen only
-    once a request has ended. ``ip``: the address of the pod, where queue-proxy is asked; empty where there is none.
+    once a request has ended. ``queue_proxy``: it has one, to be asked at the pod's address ``ip``.
     """
 
     uid: str
@@ -44,6 +44,7 @@ class Wish:
     proven_by_request: bool
     ending: bool
     any_socket: bool
+    queue_proxy: bool
     ip: str
 
     def __str__(self) -> str:
@@ -101,7 +102,8 @@ def read(pod: Any, defaults: Mapping[str, str], excluded: Collection[str]) -> Wi
         ),
         ending=metadata.deletionTimestamp is not None,
         any_socket=told.get("wake-on") == "any",
-        ip=((status.podIP if status else None) or "") if QUEUE_PROXY in there else "",
+        queue_proxy=QUEUE_PROXY in there,
+        ip=(status.podIP if status else None) or "",
     )
 
 

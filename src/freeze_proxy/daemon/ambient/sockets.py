@@ -1,6 +1,10 @@
-"""The ports on which the servers of a pod listen (proc_net_tcp, the kernel's documentation)."""
+"""The sockets of a pod, as /proc tells them (proc_net_tcp, the kernel's documentation): that takes no capability."""
 
 import os
+import sys
+from collections.abc import Iterator
+
+from freeze_proxy.ambient.sockets import Sockets, plain
 
 _LISTEN, _UNCONNECTED = b"0A", b"07"
 _NOBODY = b":0000"
@@ -12,6 +16,39 @@ _EPHEMERAL = 32768
 """From here on the kernel gives ports to UDP sockets that ask for any (ip_local_port_range): clients, as a rule."""
 
 
+Line = tuple[bytes, bytes, bytes, int, int]
+"""Local and remote address, state, bytes that wait to be read, inode."""
+
+
+class PodSockets(Sockets):
+    """Like ``Sockets``, of the pod of a process: those with these local ports, whichever container's they are."""
+
+    def __init__(self, ports: tuple[int, ...], pid: int) -> None:
+        self._own_ports = frozenset(ports)
+        self._pid = pid
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _all(self, states: int) -> Iterator[tuple[int, int, bytes]]:
+        for name in ("tcp", "tcp6"):
+            for local, remote, state, waiting, _ in _lines(f"/proc/{self._pid}/net/{name}"):
+                if 1 << int(state, 16) & states and _port(local) in self._own_ports:
+                    yield int(state, 16), waiting, _address(remote) + _address(local) + _number(remote) + _number(local)
+
+
+def _address(written: bytes) -> bytes:
+    """As in a packet, 16 bytes: words of 32 bits are written as the machine has them."""
+    words = bytes.fromhex(written.rpartition(b":")[0].decode())
+    if sys.byteorder == "little":
+        words = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+    return plain(words) if len(words) == 16 else words.ljust(16, b"\0")
+
+
+def _number(written: bytes) -> bytes:
+    return _port(written).to_bytes(2, "big")
+
+
 def listening(pid: int) -> dict[int, set[int]]:
     """Ports on which somebody listens in the network of a process, and the inodes of the sockets that do.
 
@@ -19,11 +56,11 @@ def listening(pid: int) -> dict[int, set[int]]:
     """
     found: dict[int, set[int]] = {}
     for name in ("tcp", "tcp6"):
-        for local, _, state, inode in _lines(f"/proc/{pid}/net/{name}", until=_LISTEN):
+        for local, _, state, _, inode in _lines(f"/proc/{pid}/net/{name}", until=_LISTEN):
             if state == _LISTEN:
                 found.setdefault(_port(local), set()).add(inode)
     for name in ("udp", "udp6"):
-        for local, remote, state, inode in _lines(f"/proc/{pid}/net/{name}"):
+        for local, remote, state, _, inode in _lines(f"/proc/{pid}/net/{name}"):
             if state == _UNCONNECTED and remote.endswith(_NOBODY) and _port(local) < _EPHEMERAL:
                 found.setdefault(_port(local), set()).add(inode)
     return found
@@ -72,13 +109,13 @@ def _port(address: bytes) -> int:
     return int(address.rpartition(b":")[2], 16)
 
 
-def _lines(path: str, until: bytes = b"") -> list[tuple[bytes, bytes, bytes, int]]:
-    """Local and remote address, state and inode of each socket; of TCP's, those that listen stand first."""
+def _lines(path: str, until: bytes = b"") -> list[Line]:
+    """Each socket; of TCP's, those that listen stand first."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return []
-    found: list[tuple[bytes, bytes, bytes, int]] = []
+    found: list[Line] = []
     rest, size = b"", 0
     try:
         while size < _MOST_BYTES and (piece := os.read(fd, _PIECE)):
@@ -87,7 +124,9 @@ def _lines(path: str, until: bytes = b"") -> list[tuple[bytes, bytes, bytes, int
             for line in lines:
                 fields = line.split(None, 10)
                 if len(fields) >= 10 and fields[0].endswith(b":"):
-                    found.append((fields[1], fields[2], fields[3], int(fields[9])))
+                    found.append(
+                        (fields[1], fields[2], fields[3], int(fields[4].rpartition(b":")[2], 16), int(fields[9]))
+                    )
             if until and found and found[-1][2] != until:
                 break
     except OSError:
