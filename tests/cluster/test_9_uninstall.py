@@ -1,5 +1,8 @@
 """Taken away again: services that run go on, and nothing stays frozen."""
 
+import json
+import subprocess
+import sys
 import time
 
 from tests.cluster import installed, knative
@@ -40,3 +43,22 @@ def test_nothing_is_left_in_the_cluster(api: Api) -> None:
         120,
         every=0.5,
     )
+
+
+def test_uninstall_check_tells_of_the_pods_that_are_left_and_of_nothing_else(api: Api) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "freeze_proxy",
+        "uninstall",
+        "--check",
+        "--json",
+        "--kubeconfig",
+        str(api.kubeconfig),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    carrying = api.get("/api/v1/pods?labelSelector=freeze.extensions.knative.dev/injected=true")["items"]
+    assert told["clean"] == (not carrying) == (done.returncode == 0)
+    assert all("with the sidecar in" in each["what"] for each in told["left"]), told
