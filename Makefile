@@ -12,7 +12,7 @@ ALONE = $(PYTHON) -m pytest -m alone
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo picture drawing test soak cluster-test vm-test check format bench image setup system clean
+.PHONY: help demo picture drawing test race soak cluster-test vm-test check format bench image setup system clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ cluster-test: $(VENV)/.stamp-dev ## Try it on a real Kubernetes with Knative, en
 vm-test: $(VENV)/.stamp-dev ## Run the tests of the node on pure cgroup2 with systemd, in a virtual machine
 	@scripts/setup-system vm
 	@$(PYTHON) -m tests.vm $(ARGS)
+
+race: $(VENV)/.stamp-dev system ## Send a hundred thousand requests around freezes, with nothing before the server
+	FREEZE_PROXY_SOAK=yes $(PYTHON) -m pytest tests/traffic/test_race.py -k ambient --timeout 3600 $(ARGS)
 
 check: $(VENV)/.stamp-dev ## Check format, lint, types and the floors of the house
 	$(VENV)/bin/ruff format --check
