@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -10,6 +11,7 @@ import pytest
 
 from freeze_proxy.ambient import Watch, Watcher
 from freeze_proxy.ambient.bpf import BpfError, attached
+from freeze_proxy.ambient.program import ACK, FROM_SERVER, HEADER
 from tests.support.ambience import frozen, made_cgroup, need_ambient, running_in
 from tests.support.wait import until
 
@@ -137,6 +139,41 @@ def test_keep_alives_do_not_wake(server: Server) -> None:
             client.shutdown(socket.SHUT_WR)
             client.close()
             assert not server.woken(0.05)
+
+
+@pytest.mark.parametrize("offset", [-1, -4, 0])
+def test_a_keep_alive_with_a_byte_and_a_repetition_do_not_wake_and_new_bytes_do(offset: int) -> None:
+    """Made by hand, past the client's own TCP: some systems' keep-alives carry the byte before the expected one."""
+    with ExitStack() as stack:
+        server = Server(stack, "127.0.0.1", observe=True)
+        client = stack.enter_context(server.connect())
+        server.ping(client)
+        server.watcher.read()
+        heads = [struct.unpack_from(HEADER, record) for record in server.records if record is not None]
+        expected, acknowledged = (
+            max((head[2] + head[3]) & 0xFFFFFFFF for head in heads if bool(head[5] & FROM_SERVER) == from_server)
+            for from_server in (False, True)
+        )
+        raw = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+        server.watch.arm()
+        with frozen(server.cgroup):
+            before = server.watch.packets
+            ports = struct.pack(">HH", client.getsockname()[1], server.port)
+            rest = struct.pack(">IIBBH", expected + offset, acknowledged, 0x50, ACK, 1000)
+            segment = ports + rest + b"\0\0\0\0" + b"x"
+            checksum = _checksum(socket.inet_aton("127.0.0.1") * 2 + struct.pack(">BBH", 0, 6, len(segment)) + segment)
+            raw.sendto(segment[:16] + checksum + segment[18:], ("127.0.0.1", 0))
+            assert server.woken(0.05 if offset else WAKE_PATIENCE) == (offset == 0)
+            assert server.watch.packets - before == (offset == 0)
+
+
+def _checksum(data: bytes) -> bytes:
+    """RFC 1071."""
+    data += bytes(len(data) % 2)
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack(">H", ~total & 0xFFFF)
 
 
 def test_other_ports_of_the_cgroup_do_not_matter_unless_all_do(server: Server) -> None:

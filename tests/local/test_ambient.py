@@ -17,7 +17,8 @@ from freeze_proxy.freezers import cgroup
 from tests.local.test_attach import Targets
 from tests.support.ambience import need_ambient
 from tests.support.ports import LOOPBACK, answers, free_port
-from tests.support.proxies import Proxies, Proxy
+from tests.support.proxies import SERVER, Proxies, Proxy
+from tests.support.running import process_state
 from tests.support.wait import until
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -32,9 +33,9 @@ while True:
 """
 TALKER = """
 import os, socket
+other = socket.create_connection(("127.0.0.1", int(os.environ["OTHER"])))
 listener = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
 listener.accept()[0].close()
-other = socket.create_connection(("127.0.0.1", int(os.environ["OTHER"])))
 while data := other.recv(100):
     other.sendall(data.upper())
 """
@@ -55,7 +56,7 @@ def targets() -> Iterator[Targets]:
 def ambient(proxies: Proxies, *words: str, options: tuple[str, ...] = (), **how: object) -> Proxy:
     """``freeze-proxy run --ambient``; ``proxy.port`` is the server's own."""
     command = ["run", "--ambient", "--port", str(free_port()), "--grace", "20ms", *options, "--"]
-    proxy = proxies.start(*command, *(how.pop("command", None) or [*proxies.server, *words]), **how)  # type: ignore[misc,arg-type]
+    proxy = proxies.start(*command, *(how.pop("command", None) or [*SERVER, *words]), **how)  # type: ignore[misc,arg-type]
     assert proxy.start["way"] == "ambient"
     return proxy
 
@@ -82,15 +83,15 @@ def test_the_server_listens_where_clients_ask_and_the_start_line_says_how(proxie
 
 def test_run_chooses_it_by_itself_unless_listen_or_relay_is_said(proxies: Proxies) -> None:
     port = str(free_port())
-    chosen = proxies.start("run", "--port", port, "--", *proxies.server)
+    chosen = proxies.start("run", "--port", port, "--", *SERVER)
     assert chosen.start["way"] == "ambient"
     assert chosen.start["listen"] == f"{LOOPBACK}:{port}"
     chosen.end()
-    listening = proxies.start("run", "--listen", f"{LOOPBACK}:0", "--port", port, "--", *proxies.server)
+    listening = proxies.start("run", "--listen", f"{LOOPBACK}:0", "--port", port, "--", *SERVER)
     assert listening.start["way"] == "relay"
     assert listening.start["target"] == f"{LOOPBACK}:{port}" != listening.start["listen"]
     listening.end()
-    relayed = proxies.start("run", "--relay", "--port", port, "--", *proxies.server)
+    relayed = proxies.start("run", "--relay", "--port", port, "--", *SERVER)
     if relayed.process.poll() is None and not answers(8080):
         assert relayed.start["listen"] == f"{LOOPBACK}:8080"
 
@@ -98,18 +99,18 @@ def test_run_chooses_it_by_itself_unless_listen_or_relay_is_said(proxies: Proxie
 def test_without_the_right_it_says_so_and_without_being_asked_it_relays(proxies: Proxies) -> None:
     without = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-bpf,-sys_admin"]
     port = str(free_port())
-    asked = proxies.start("run", "--ambient", "--port", port, "--", *proxies.server, wrap=without)
+    asked = proxies.start("run", "--ambient", "--port", port, "--", *SERVER, wrap=without)
     assert asked.wait() == 125
     assert "not permitted; it needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN" in asked.sentence()
     assert "--relay does without." in asked.sentence()
-    silent = proxies.start("run", "--port", port, "--report", "/dev/null", "--", *proxies.server, wrap=without)
+    silent = proxies.start("run", "--port", port, "--report", "/dev/null", "--", *SERVER, wrap=without)
     until(lambda: silent.process.poll() is not None or silent.events("start"), "it decides")
     if silent.process.poll() is None:  # unless somebody else's server has the usual port
         assert silent.start["way"] == "relay"
 
 
 def test_listen_and_ambient_contradict_each_other(proxies: Proxies) -> None:
-    proxy = proxies.start("run", "--ambient", "--listen", ":0", "--", *proxies.server)
+    proxy = proxies.start("run", "--ambient", "--listen", ":0", "--", *SERVER)
     assert proxy.wait() == 2
     assert "--listen is for the relay" in proxy.err()
 
@@ -311,6 +312,23 @@ def test_bytes_that_wait_for_a_server_that_does_not_want_them_wake_it_once(proxi
     frozen = len(proxy.events("frozen"))
     time.sleep(0.3)
     assert len(proxy.events("frozen")) <= frozen + 1
+
+
+def test_a_server_that_is_killed_while_frozen_is_started_again_by_who_looks_after_it(proxies: Proxies) -> None:
+    """Nobody listens then, so no packet would wake who is to start it."""
+    again = 'while :; do "$@"; sleep 0.3; done'
+    proxy = ambient(proxies, command=["sh", "-c", again, "sh", *SERVER])
+    before = set()
+    for _ in range(3):
+        proxy.await_frozen()
+        pid = int(proxy.get("/pid"))
+        assert pid not in before
+        before.add(pid)
+        proxy.await_frozen()
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: process_state(pid) in ("", "Z"), "it is dead")  # type: ignore[misc]
+        until(lambda: answers(proxy.port), "it listens again", 20)
+    proxy.await_frozen()
 
 
 def test_where_cgroup2_is_not_the_freezer_it_is_still_where_packets_are_seen(proxies: Proxies) -> None:

@@ -230,8 +230,6 @@ class Proxy:
 class Proxies:
     """Makes them in a directory of their own."""
 
-    server = SERVER
-
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._made: list[Proxy] = []

@@ -4,13 +4,16 @@ Nothing of this is on a request's path. Records are read in batches: while there
 there are none, the watch is armed and the next one wakes the loop. Before the gate decides, all that has come is read.
 """
 
+import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 from freeze_proxy.ambient.conversations import Conversations
 from freeze_proxy.ambient.program import KIND_AT, WAKES
 from freeze_proxy.ambient.sockets import Sockets
 from freeze_proxy.ambient.watcher import Watch, Watcher
+from freeze_proxy.freezers import FreezeError, cgroup
 from freeze_proxy.gate import FROZEN
 from freeze_proxy.keeper import Gated, Keeper
 from freeze_proxy.loop import READ, Loop, Timer
@@ -23,23 +26,28 @@ FIRST_BREATH, LATER_BREATHS = 1.0, 1 / 8
 """Seconds frozen until the server is let run for a grace where clients keep connections open, and the part of the time
 since the last packet after which it is again. A server ends idle connections after a time of its own. Were it frozen
 then, it would find that time over at the thaw, and reset the very connection on which a request has come."""
+LISTENER_PERIOD = 0.1
+"""Seconds between two looks whether a server listens again that had stopped to."""
+MOST_WATCHED = 256
+"""How many processes of the server, the oldest first, are watched for their end while it is frozen."""
 CENSUS_PERIOD = 1.0
 """Seconds between two looks whether connections that count as in flight are still there."""
 
 
 class Observing(Gated):
-    """The packets of one server, told to ``keeper`` as exchanges. Raises ``BpfError``.
+    """The packets of the server in the cgroup at ``path``, told to ``keeper`` as exchanges. Raises ``BpfError``.
 
     ``ports`` are those that it listens on. With ``any_socket`` what comes to another socket of its, such as an answer
     from a database, wakes it as well. ``on_loss`` is called when packets came faster than they could be looked at.
-    Several share a ``watcher``, which somebody else has read whenever its ``fd`` is readable.
+    Several share a ``watcher``, which somebody else has read whenever its ``fd`` is readable; whoever has it also knows
+    when a server of theirs does not listen any more.
     """
 
     def __init__(
         self,
         loop: Loop,
         keeper: Keeper,
-        cgroup: str,
+        path: str,
         ports: tuple[int, ...],
         *,
         grace: float,
@@ -59,16 +67,18 @@ class Observing(Gated):
         self._waiting: set[tuple[bytes, int]] = set()
         self.conversations = Conversations(keeper, self._touch)
         self._on_loss = on_loss
+        self._cgroup = path
+        self._processes: dict[int, int] = {}  # PID to pidfd
         self._shared = watcher is not None
         self._turn_is_due = False
         self._closed = False
         self.watcher = watcher or Watcher(2, RING_SIZE)
         self._watches: list[Watch] = []
         try:
-            self.watch = self.watcher.watch(cgroup, ports, self._told, observe=True)
+            self.watch = self.watcher.watch(path, ports, self._told, observe=True)
             self._watches.append(self.watch)
             if any_socket:
-                self._watches.append(self.watcher.watch(cgroup, (), self._told_of_any))
+                self._watches.append(self.watcher.watch(path, (), self._told_of_any))
         except BaseException:
             self.close()
             raise
@@ -89,6 +99,8 @@ class Observing(Gated):
         """Take the programs away."""
         self.conversations.only(set())
         self._closed = True
+        for pid in list(self._processes):
+            self._forget_process(pid)
         for watch in self._watches:
             watch.close()
         self._watches = []
@@ -127,19 +139,65 @@ class Observing(Gated):
         self._poll_later()
 
     def stands_still(self) -> None:
-        """The freeze is done: no byte may wait for the server that it has not been woken for.
+        """The freeze is done: somebody must listen, and no byte wait that the server has not been woken for.
 
         One that waited before, and that the server did not want when it ran last, it is not woken for again.
         """
         if self._closed or self._sockets is None or self._keeper.gate.state != FROZEN:
             return
-        waiting = self._sockets.waiting()
-        if waiting - self._waiting:
+        if not self._shared:
+            self._watch_processes()
+        try:
+            listens, waiting = self._sockets.waiting()
+        except FreezeError:
+            self._touch()  # in doubt, awake
+            return
+        if not listens and not self._shared:
+            self._keeper.unready()
+            self._await_listener()
+        elif waiting - self._waiting:
             self._touch()
         elif self.conversations.kept:
             quiet = self._loop.now - self._active_at
             self._breath = self._loop.at(self._loop.now + max(FIRST_BREATH, quiet * LATER_BREATHS), self._breathe)
         self._waiting = waiting
+
+    # A server that does not listen gets no packets: it would not be woken by anybody.
+
+    def _watch_processes(self) -> None:
+        """Who ends while all stand still, killed by somebody, may have been the one that listens."""
+        there = set(sorted(cgroup.members(self._cgroup))[:MOST_WATCHED])
+        for pid in self._processes.keys() - there:
+            self._forget_process(pid)
+        for pid in there - self._processes.keys():
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                self._touch()  # It has ended just now.
+                continue
+            self._processes[pid] = pidfd
+            self._loop.watch(pidfd, READ, partial(self._process_ended, pid))
+
+    def _process_ended(self, pid: int, _events: int) -> None:
+        self._forget_process(pid)
+        if not self._keeper.gate.open:
+            self._touch()
+
+    def _forget_process(self, pid: int) -> None:
+        pidfd = self._processes.pop(pid)
+        self._loop.forget(pidfd)
+        os.close(pidfd)
+
+    def _await_listener(self) -> None:
+        assert self._sockets is not None
+        try:
+            listens, _ = self._sockets.waiting()
+        except FreezeError:
+            listens = False
+        if listens:
+            self._keeper.ready()
+        else:
+            self._loop.at(self._loop.now + LISTENER_PERIOD, self._await_listener)
 
     def _breathe(self) -> None:
         """Let it run for a grace."""
@@ -232,7 +290,10 @@ class Observing(Gated):
 
     def _look_for_unseen(self) -> None:
         if self._sockets is not None and not self._closed:
-            self.conversations.found(self._sockets.open())
+            try:
+                self.conversations.found(self._sockets.open())
+            except FreezeError:
+                self.conversations.found([b""])  # one that is not known holds it, until the census says that it is none
 
     def _census(self) -> None:
         """What counts as in flight although its connection is gone has ended unseen."""
@@ -240,11 +301,14 @@ class Observing(Gated):
         if self._closed or self._sockets is None or not self._keeper.gate.open:
             return
         before = self._handed
-        there = set(self._sockets.open())
+        try:
+            there = set(self._sockets.open())
+        except FreezeError:
+            before = -1  # they cannot be known now
         self.catch_up()
         if self._handed == before:
             self.conversations.only(there)
-            self._rest()
+        self._rest()
 
     def _sweep(self, period: float) -> None:
         if self._closed:

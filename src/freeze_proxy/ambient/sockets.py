@@ -35,11 +35,13 @@ class Sockets:
 
     def open(self) -> list[bytes]:
         """Its connections, each in the words of ``conversations.KEY``."""
-        return [key for state, _, key in self._all(_OPEN) if state != _LISTEN]
+        return [key for _, _, key in self._all(_OPEN)]
 
-    def waiting(self) -> set[tuple[bytes, int]]:
-        """Connections in which bytes wait for the server, or which wait to be accepted, and how many."""
-        return {(key, bytes_) for _, bytes_, key in self._all(_OPEN | 1 << _LISTEN) if bytes_}
+    def waiting(self) -> tuple[bool, set[tuple[bytes, int]]]:
+        """Whether somebody listens; and in which sockets bytes, or connections, wait for the server, and how many."""
+        found = list(self._all(_OPEN | 1 << _LISTEN))
+        listens = any(state == _LISTEN for state, _, _ in found)
+        return listens, {(key, waiting) for _, waiting, key in found if waiting}
 
     def close(self) -> None:
         """Lets the network go."""
@@ -65,10 +67,10 @@ class Sockets:
                     length, kind, *_ = _HEADER.unpack_from(data, at)
                     if kind in (_DONE, _ERROR):
                         return found
-                    _, state, local, remote, source, target, _, _, bytes_, _ = _ANSWER.unpack_from(
+                    _, state, local, remote, source, target, _, _, waiting, _ = _ANSWER.unpack_from(
                         data, at + _HEADER.size
                     )
-                    found.append((state, bytes_, plain(target) + plain(source) + remote + local))
+                    found.append((state, waiting, plain(target) + plain(source) + remote + local))
                     at += (length + 3) & ~3
         except OSError as error:
             raise FreezeError(f"The server's sockets cannot be looked at: {error.strerror}.") from error

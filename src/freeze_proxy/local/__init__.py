@@ -9,7 +9,7 @@ from functools import partial
 from freeze_proxy import ambient
 from freeze_proxy.freezers import FreezeError, cgroup, processes
 from freeze_proxy.local.addresses import free_port, is_taken, leads_to, open_listener, places, resolve
-from freeze_proxy.local.containers import ContainerdId, DockerName, Wanted, plan_for_container
+from freeze_proxy.local.containers import ContainerdId, DockerName, Wanted, plan_for_container, seat_of_container
 from freeze_proxy.local.fronts import Seat
 from freeze_proxy.local.guard import Command, Guard, Plan
 from freeze_proxy.local.options import DEFAULT_LISTEN, Failure, Options
@@ -94,7 +94,7 @@ def attach(options: Options, target: Address, which: int | str | Wanted) -> int:
     targets = resolve(target)
     is_ambient = _is_ambient(options)
     with contextlib.ExitStack() as stack:
-        about, what, pid = "", "the server", None
+        about, what, pid, id = "", "the server", None, ""
         if isinstance(which, str):
             plan: Plan = plan_for_cgroup(which, throttle)
         elif isinstance(which, int):
@@ -104,7 +104,7 @@ def attach(options: Options, target: Address, which: int | str | Wanted) -> int:
         else:
             try:
                 container = which.find()
-                pid, what = container.pid, container.called
+                pid, what, id = container.pid, container.called, container.id
                 pidfd = stack.enter_context(_process(pid))
                 if which.find().pid != pid:
                     raise Failure(f"{what[0].upper()}{what[1:]} has just been started again: try once more.")
@@ -115,7 +115,8 @@ def attach(options: Options, target: Address, which: int | str | Wanted) -> int:
         way: _socket.socket | Seat
         if is_ambient:
             company = [pid, *processes.descendants(pid)] if pid is not None else cgroup.members(str(which))
-            way = Seat(seat_of(company[0], set(company)), target[1], options.any_socket, company[0])
+            seat = seat_of_container(id, company[0]) if id else seat_of(company[0], set(company))
+            way = Seat(seat, target[1], options.any_socket, company[0])
         else:
             way = stack.enter_context(contextlib.closing(open_listener(options.listen or DEFAULT_LISTEN)))
             if any(leads_to(way, place) for place in targets):

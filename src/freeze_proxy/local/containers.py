@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from freeze_proxy.freezers import FreezeError, Freezer, Gone, places
 from freeze_proxy.freezers.process import ProcessFreezer
 from freeze_proxy.local.guard import Plan
+from freeze_proxy.local.options import Failure
 from freeze_proxy.local.plans import FoundPlan
 
 if TYPE_CHECKING:
@@ -123,6 +124,17 @@ def plan_for_container(container: Container, wanted: str, throttle: bool) -> tup
             raise
         return FoundPlan(container.by_runtime), f"Not by its cgroup: {error}"
     return FoundPlan(by_cgroup), ""
+
+
+def seat_of_container(id: str, pid: int) -> str:
+    """The container's own cgroup of cgroup v2, in which its packets are seen. Raises ``Failure``."""
+    path = places.directory(places.CGROUP2, pid, id)
+    if path is None:
+        raise Failure(
+            f"The container {id[:12]} has no cgroup of its own in cgroup v2, in which its packets could be seen; nodes "
+            "with cgroup v1 and v2 give it none. Leave --ambient out."
+        )
+    return path
 
 
 def _members(id: str, pid: int) -> str | None:

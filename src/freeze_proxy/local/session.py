@@ -433,7 +433,12 @@ class Session:
             end_descendants(self._plan, reap)
         self._real_freezer.close()
         self._loop.close()
-        report |= {"freezer": self._freezer.kind, "where": self._freezer.where, "exit_code": self._code}
+        report |= {
+            "way": self._front.way,
+            "freezer": self._freezer.kind,
+            "where": self._freezer.where,
+            "exit_code": self._code,
+        }
         options = self._options
         if self._served:
             options.reporter.end(report)
