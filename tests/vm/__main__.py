@@ -76,7 +76,18 @@ def _pytest(chosen: Sequence[str]) -> list[str]:
 
 
 def _hand_in(disk: IO[bytes], orders: dict[str, object]) -> None:
-    """Write an archive of the checkout as it stands, but for what git ignores, with the orders."""
+    """Write an archive of the checkout as it stands, but for what git ignores, with the orders.
+
+    Of what is ignored, bytecode is handed in, too: what this Python and its pytest have made, those in there can use if
+    they are of the same versions, and need not make it ten times slower.
+    """
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "src", "tests"], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", *selection.CHOSEN],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -85,9 +96,12 @@ def _hand_in(disk: IO[bytes], orders: dict[str, object]) -> None:
         text=True,
     ).stdout
     with tarfile.open(fileobj=disk, mode="w") as tar:
-        for name in filter(None, listed.split("\0")):
-            if (ROOT / name).exists():  # it may have been deleted, and git not yet told
-                tar.add(ROOT / name, name, recursive=False)
+        for path in (ROOT / name for name in listed.split("\0") if name):
+            if path.exists():  # it may have been deleted, and git not yet told
+                tar.add(path, path.relative_to(ROOT), recursive=False)
+            if path.suffix == ".py":
+                for made in (path.parent / "__pycache__").glob(f"{path.stem}.cpython-*.pyc"):
+                    tar.add(made, made.relative_to(ROOT))
         data = json.dumps(orders).encode()
         entry = tarfile.TarInfo(guest.ORDERS)
         entry.size = len(data)

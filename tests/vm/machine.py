@@ -26,7 +26,7 @@ _ROOM = 32 << 20
 _KERNEL = (
     *(f"root={DISK}", "rw", f"console={CONSOLE.removeprefix('/dev/')}", "quiet", "loglevel=3", "panic=-1"),
     # Nothing in there is to be guarded against the rest of it: a third of the time of a system call.
-    *("mitigations=off", "apparmor=0", "selinux=0", "audit=0", "init_on_alloc=0", "transparent_hugepage=always"),
+    *("mitigations=off", "lsm=landlock", "audit=0", "init_on_alloc=0", "transparent_hugepage=always"),
     # QEMU's is as good as the host's; the kernel would take a clock instead that is eight times slower.
     *("clocksource=tsc", "tsc=reliable"),
     *("systemd.unified_cgroup_hierarchy=1", f"systemd.unit={UNIT}", "systemd.show_status=no"),

@@ -6,65 +6,43 @@ A file, or a folder of tests, is added to ``CHOSEN``; what it needs besides the 
 ALL: tuple[str, ...] = ()
 
 CHOSEN: dict[str, tuple[str, ...]] = {
+    "tests/freezers/test_freezers.py": ALL,
+    "tests/freezers/test_places_real.py": ALL,
     "tests/containers/on_cgroup2": ALL,
-    "tests/containers/test_rig.py": (
-        "test_a_pod_comes_up",
-        "test_a_container_is_placed_as_a_kubelet_places_it",
-        "test_a_deleted_pod_leaves_nothing",
-    ),
+    "tests/containers/test_rig.py": ("test_a_container_is_placed_as_a_kubelet_places_it",),
     "tests/containers/test_pods_real.py": (
         "test_a_pod_is_found_with_all_its_running_containers",
         "test_throttling_is_of_the_container_s_own_cgroup",
-        "test_a_container_that_joins_is_noticed",
     ),
-    "tests/containers/test_runtime_freezers.py": (
-        "test_there_and_back",
-        "test_frozen_through_its_cgroup",
-        "test_paused_and_then_thawed_through_its_cgroup",
+    "tests/containers/test_daemon.py": ("test_a_pod_is_frozen_and_thawed",),
+    "tests/containers/test_daemon_confined.py": ("test_from_a_cgroup_namespace_of_its_own",),
+    "tests/containers/test_daemon_killed.py": ("test_containerd", "test_daemon_and_supervisor"),
+    "tests/containers/test_daemon_recovery.py": ("test_what_its_pod_claims_stays_frozen_and_the_rest_is_thawed",),
+    "tests/containers/test_daemon_requests.py": (
+        "test_modes",
+        "test_what_is_deleted_while_frozen_ends_in_about_a_second",
     ),
+    "tests/containers/test_client_and_daemon.py": ("test_requests_thaw_and_silence_freezes",),
+    "tests/containers/test_sidecar_and_daemon.py": (
+        "test_it_freezes_and_thaws_and_probes_pass_all_the_time",
+        "test_the_hook_thaws_and_nothing_is_frozen_after_it",
+    ),
+    "tests/containers/test_hostile_pods.py": ("test_nobody_else_moves_the_victim",),
+    "tests/containers/test_doctor_real.py": ("test_a_node_where_all_works",),
     "tests/containers/test_attach_containerd.py": (
         "test_frozen_between_requests",
         "test_exec_into_a_frozen_one_is_refused",
     ),
-    "tests/containers/test_daemon.py": ALL,
-    "tests/containers/test_daemon_confined.py": ALL,
-    "tests/containers/test_daemon_killed.py": (
-        "test_daemon_and_supervisor",
-        "test_containerd",
-        "test_a_container_that_ends_while_frozen_leaves_nothing_behind",
+    "tests/containers/test_runtime_freezers.py": (
+        "test_there_and_back",
+        "test_paused_and_then_thawed_through_its_cgroup",
     ),
-    "tests/containers/test_daemon_recovery.py": (
-        "test_what_its_pod_claims_stays_frozen_and_the_rest_is_thawed",
-        "test_a_container_restarted_while_no_daemon_was_there",
-    ),
-    "tests/containers/test_daemon_requests.py": (
-        "test_a_lease_ends_with_its_connection",
-        "test_modes",
-        "test_one_that_cannot_be_frozen_leaves_the_other_running",
-        "test_what_is_deleted_while_frozen_ends_in_about_a_second",
-    ),
-    "tests/containers/test_client_and_daemon.py": (
-        "test_requests_thaw_and_silence_freezes",
-        "test_a_container_that_restarts_is_frozen_again",
-    ),
-    "tests/containers/test_sidecar_and_daemon.py": (
-        "test_it_freezes_and_thaws_and_probes_pass_all_the_time",
-        "test_the_hook_thaws_and_nothing_is_frozen_after_it",
-        "test_a_sidecar_that_is_killed_leaves_nothing_frozen",
-        "test_a_server_that_restarts_while_it_is_frozen_is_seen_and_armed_anew",
-    ),
-    "tests/containers/test_hostile_pods.py": ("test_nobody_else_moves_the_victim",),
-    "tests/containers/test_doctor_real.py": (
-        "test_a_node_where_all_works",
-        "test_in_a_cgroup_namespace_of_its_own",
-    ),
-    "tests/freezers/test_freezers.py": ALL,
-    "tests/freezers/test_places_real.py": ALL,
 }
 """By file or folder, its tests, or ``ALL`` of them."""
 
-BUT = "not docker and not cgroup1 and not v1 and not freezer- and not [freezer]"
-"""pytest's ``-k``: there is no dockerd in the machine, as on nodes of today's clusters, and no cgroup v1."""
+BUT = "not docker and not cgroup1 and not v1 and not freezer- and not [freezer] and not process]"
+"""pytest's ``-k``. There is no dockerd in the machine, as on nodes of today's clusters, and no cgroup v1; stopping by
+signals is the same everywhere."""
 
 REST = {
     "tests/containers/test_attach_docker.py": "there is no dockerd in the machine",
@@ -75,6 +53,8 @@ REST = {
     "tests/containers/test_pods_real.py": "about CRI; the systemd driver makes no difference",
     "tests/containers/test_runtime_freezers.py": "about the runtimes' API; the systemd driver makes no difference",
     "tests/containers/test_attach_containerd.py": "the freezers are the same as the daemon's",
+    "tests/containers/test_daemon.py": "about the end of a daemon",
+    "tests/containers/test_daemon_confined.py": "about what a daemon may not do",
     "tests/containers/test_daemon_killed.py": "dozens of kills at random moments, which take minutes here",
     "tests/containers/test_daemon_recovery.py": "about the journal",
     "tests/containers/test_daemon_requests.py": "about the protocol",
@@ -89,6 +69,5 @@ REST = {
 
 def arguments() -> list[str]:
     """Of pytest's, for what is chosen."""
-    return ["-k", BUT, *(f"{file}::{name}" for file, names in CHOSEN.items() for name in names)] + [
-        file for file, names in CHOSEN.items() if not names
-    ]
+    chosen = [f"{file}::{name}" if name else file for file, names in CHOSEN.items() for name in names or [""]]
+    return ["-k", BUT, *chosen]
