@@ -137,7 +137,7 @@ def test_a_secret_that_is_no_good_is_replaced(api_server: ApiServer, damage: str
 
 def test_certificates_rotate_under_load(api_server: ApiServer) -> None:
     """Two replicas renew every few seconds, while clients that trust what the API server trusts lose nothing."""
-    options = ("--certificate-lifetime", "5s", "--check-every", "200ms", "--settle", "400ms")
+    options = ("--certificate-lifetime", "6s", "--check-every", "200ms", "--settle", "400ms")
     answered = 0
     failures: list[str] = []
     seen: set[bytes] = set()
