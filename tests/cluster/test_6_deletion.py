@@ -1,6 +1,7 @@
 """Pods that come and go: scaled up and down, and deleted, frozen or not."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -104,8 +105,8 @@ def test_it_is_scaled_up_and_down_again(
 
 
 def test_a_frozen_pod_is_deleted_as_fast_as_one_that_knows_nothing_of_freezing(
-    deletions: dict[str, Background[float]],
+    deletions: dict[str, Background[float]], say: Callable[[str], None]
 ) -> None:
     took = {name: work.result(90) for name, work in deletions.items()}
-    print(took)
+    say(f"Deleted: the frozen pod in {took['frozen']:.1f} s, one without freeze-proxy in {took['stock']:.1f} s.")
     assert took["frozen"] < took["stock"] + 3, took
