@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster import installed as freeze_proxy
 from tests.cluster import knative
-from tests.cluster.api import Api
+from tests.cluster.api import Api, Json
 from tests.cluster.components import SERVER, Cluster, from_environment
 from tests.cluster.minute import Minute
 
@@ -81,18 +81,10 @@ def installed(api: Api, stock: None) -> None:
         freeze_proxy.install(api)
 
 
-@pytest.fixture(scope="session")
-def probed(api: Api, cluster: Cluster, installed: None, say: Callable[[str], None]) -> Minute:
-    """Services with probes of each kind, left alone for a minute from now on."""
-    return Minute(api, cluster, say)
-
-
-@pytest.fixture(scope="session")
-def with_sidecar(api: Api, probed: Minute) -> None:
+def _asked() -> list[Json]:
     """Services that are asked, directly in their pods but for ``by-activator``."""
     grpc = {"ports": [{"name": "h2c", "containerPort": 8080}]}
-    knative.apply(
-        api,
+    return [
         knative.service("traffic", {}, knative.DIRECT),
         knative.service("grpc", grpc, knative.DIRECT),
         knative.service("by-activator", {}),
@@ -100,6 +92,18 @@ def with_sidecar(api: Api, probed: Minute) -> None:
         knative.service("ten-at-a-time", {}, knative.DIRECT, containerConcurrency=10),
         knative.service("deleted", {}, knative.DIRECT),
         knative.service("deleted-busy", {}, knative.DIRECT),
-    )
-    names = ["traffic", "grpc", "by-activator", "one-at-a-time", "ten-at-a-time", "deleted", "deleted-busy"]
-    knative.await_services(api, *names, within=90)
+    ]
+
+
+@pytest.fixture(scope="session")
+def probed(api: Api, cluster: Cluster, installed: None, say: Callable[[str], None]) -> Minute:
+    """Services with probes of each kind, left alone for a minute from now on."""
+    minute = Minute(api, cluster, say)
+    knative.apply(api, *_asked())  # they start beside the tests that follow
+    return minute
+
+
+@pytest.fixture(scope="session")
+def with_sidecar(api: Api, probed: Minute) -> None:
+    """Services that are asked are ready."""
+    knative.await_services(api, *(each["metadata"]["name"] for each in _asked()), within=90)

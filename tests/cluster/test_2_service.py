@@ -9,12 +9,11 @@ import time
 import pytest
 
 from tests.cluster import knative
-from tests.cluster.api import Api, condition
+from tests.cluster.api import Api
 from tests.cluster.client import Client
 from tests.cluster.components import Cluster
 from tests.cluster.images import PYTHON, ROOT
 from tests.cluster.node import QUEUE, SIDECAR, USER, Container, statuses
-from tests.support.wait import until
 
 _TICK = 0.5
 """Seconds between sleeptalker's ticks."""
@@ -25,10 +24,9 @@ def sleeptalker(api: Api, cluster: Cluster, installed: None, probed: None) -> Co
     """The example, with the one image that is here."""
     source = ROOT / "examples/sleeptalker/sleeptalker.py"
     api.kubectl("create", "configmap", "sleeptalker", f"--from-file={source}")
-    for name in ("example.yaml", "example-deployment.yaml"):
-        text, changed = re.subn(r"image: \S+", f"image: {PYTHON}", (ROOT / "config" / name).read_text())
-        assert changed == 1
-        api.kubectl("apply", "-f", "-", given=text)
+    text, changed = re.subn(r"image: \S+", f"image: {PYTHON}", (ROOT / "config/example.yaml").read_text())
+    assert changed == 1
+    api.kubectl("apply", "-f", "-", given=text)
     knative.await_services(api, "sleeptalker")
     return Container(cluster.cgroup, knative.pod(api, "sleeptalker"))
 
@@ -88,23 +86,3 @@ def test_exec_works_during_a_request(api: Api, sleeptalker: Container) -> None:
         assert api.kubectl("exec", sleeptalker.pod, "-c", USER, "--", "python3", "-c", "print('in')") == "in\n"
         assert list(lines) == ["Here you are."]
     sleeptalker.await_frozen()
-
-
-def test_a_deployment_that_asks_for_it_is_frozen_behind_its_service(
-    api: Api, cluster: Cluster, sleeptalker: Container
-) -> None:
-    """The other example, without Knative: the Service's target port is named, and the sidecar has the name now."""
-    name = "sleeptalker-deployment"
-    deployment = f"/apis/apps/v1/namespaces/default/deployments/{name}"
-    until(lambda: condition(api.get(deployment), "Available") == "True", "it is available", 60, every=0.2)
-    pod = api.get(f"/api/v1/namespaces/default/pods?labelSelector=app={name}")["items"][0]
-    assert sorted(statuses(pod)) == [SIDECAR, "sleeptalker"]
-    container = Container(cluster.cgroup, pod, "sleeptalker")
-    address = api.get(f"/api/v1/namespaces/default/services/{name}")["spec"]["clusterIP"]
-    client = Client(knative.Route(address, 80, {}))
-    container.await_frozen()
-    before = _ticks(container)
-    assert client.get().text == "Hm? One moment.\nHere you are.\n"
-    container.await_frozen()
-    time.sleep(0.2)
-    assert len(_ticks(container)) >= len(before) + 3
