@@ -1,16 +1,19 @@
 """Pods without a sidecar in real containers of cgroup2 alone: frozen by what queue-proxy says, woken by packets."""
 
 import os
+import random
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from freeze_proxy.ambient.bpf import INGRESS, attached
+from freeze_proxy.annotations import PREFIX
 from tests.support.ambience import need_ambient
-from tests.support.ambient_pods import PORT, AmbientPod
+from tests.support.ambient_pods import ATTACH, PORT, AmbientPod
 from tests.support.api_server import ApiServer
 from tests.support.cluster import cgroups
 from tests.support.cluster.containerd import Containerd
@@ -296,3 +299,21 @@ def test_what_can_be_told_of_it(make: Make, rig: Rig) -> None:
         assert rig.daemon.metric(f"freeze_proxy_pod_frozen_seconds_total{{{name}}}") > 0
         assert f"freeze_proxy_pod_requests_total{{{name}}}" not in rig.daemon.ask("/metrics")[1]
         assert rig.daemon.metric("freeze_proxy_ambient_watched") == 1
+
+
+def test_no_request_is_lost_or_late_around_a_freeze(make: Make) -> None:
+    """At random moments around it, each on a connection of its own."""
+    chance = random.Random(7)
+    annotations = {ATTACH: "ambient", f"{PREFIX}grace": "2ms"}
+    slow = []
+    with make(queue_proxy=False, annotations=annotations) as pod:
+        pod.server.await_frozen()
+        for number in range(400):
+            time.sleep(chance.uniform(0, 0.008))
+            status, took = pod.queue.past("/index.html")
+            assert status == 200
+            if took > 0.1:
+                slow.append((number, took))
+        pod.server.await_frozen()
+    assert len(slow) <= 2, slow  # the machine's own hiccups
+    assert all(took < 1 for _, took in slow), slow
