@@ -24,7 +24,7 @@ test: $(VENV)/.stamp-dev system ## Run every test
 	$(if $(ARGS),$(PYTHON) -m pytest $(ARGS),$(TOGETHER) && $(ALONE))
 
 soak: $(VENV)/.stamp-dev system ## Ten thousand freezes in pods with requests racing them; probes of pods frozen for 90 s
-	FREEZE_PROXY_SOAK=yes $(PYTHON) -m pytest tests/traffic/test_race.py tests/pods/test_probed.py $(ARGS)
+	FREEZE_PROXY_SOAK=yes $(PYTHON) -m pytest tests/traffic/test_race.py tests/pods/test_probed.py -k "pod or probed" $(ARGS)
 
 cluster-test: $(VENV)/.stamp-dev ## Try it on a real Kubernetes with Knative, end to end; as root, with Go
 	@$(PYTHON) -m tests.cluster $(ARGS)

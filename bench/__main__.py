@@ -7,10 +7,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from bench import ambient, daemon, freezers, relay, report, soak, wake, webhook
+from bench import ambient, daemon, freezers, relay, report, sidecar, soak, wake, webhook
 from bench.machine import ROOT, BenchError, end_on_sigterm, facts
 
-PARTS = ("relay", "soak", "freezers", "wake", "daemon", "webhook", "ambient")
+PARTS = ("relay", "soak", "freezers", "wake", "daemon", "sidecar", "webhook", "ambient")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,6 +75,8 @@ def _measure(part: str, quick: bool, scenario: tuple[str, ...], results: dict[st
             results[part] = ambient.run(quick, tell)
         elif part == "wake":
             results[part] = wake.run(quick, tell)
+        elif part == "sidecar":
+            results[part] = sidecar.run(quick, tell)
         elif part == "webhook":
             results[part] = webhook.run(quick, tell)
         else:

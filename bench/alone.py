@@ -85,7 +85,8 @@ def main() -> None:
     driver = Late(loop) if mode == "soak" else Nothing()
     witness = Counting()
     keeper = Keeper(loop, gate, driver, witness)
-    relay = Relay(loop, keeper, listen(("127.0.0.1", port)), ("127.0.0.1", target))
+    host = sys.argv[4] if len(sys.argv) > 4 else "127.0.0.1"
+    relay = Relay(loop, keeper, listen((host, port)), ("127.0.0.1", target))
 
     def report(number: int, _frame: object) -> None:
         line = (

@@ -71,12 +71,12 @@ def compile_all() -> None:
     subprocess.run([interpreter(), "-I", "-m", "compileall", "-q", *places], check=True)
 
 
-def load(scenario: Scenario, port: int, seconds: int) -> dict[str, Any]:
+def load(scenario: Scenario, port: int, seconds: int, host: str = "127.0.0.1") -> dict[str, Any]:
     """Have wrk load a port; returns what it measured."""
     command = ["wrk", "-t1", f"-c{scenario.connections}", f"-d{seconds}s", "-s", scenario.script]
     for header in scenario.headers:
         command += ["-H", header]
-    command.append(f"http://127.0.0.1:{port}{scenario.path}")
+    command.append(f"http://{host}:{port}{scenario.path}")
     with on_cores(LOAD_CORE):
         ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, cwd=ROOT / "bench")
     lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]

@@ -1,4 +1,4 @@
-"""The relay alone, as a sidecar runs it: ``python3 -I -S relay_alone.py LISTEN_PORT TARGET_PORT MODE``.
+"""The relay alone, as a sidecar runs it: ``python3 -I -S relay_alone.py LISTEN_PORT TARGET_PORT MODE [HOST]``.
 
 Modes: ``gate``, the real gate with a driver that has nothing to freeze and answers at once; ``off``, no freezing;
 ``soak``, a gate in a hurry whose driver answers late and now and then fails, so that freezes, thaws and their waiting

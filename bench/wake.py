@@ -48,8 +48,8 @@ class UnavailableError(BenchError):
 class Client:
     """Sends requests to one port and times the first byte that comes back, in microseconds."""
 
-    def __init__(self, port: int) -> None:
-        self._address = ("127.0.0.1", port)
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._address = (host, port)
         self._kept = self._connect()
 
     def _connect(self) -> socket.socket:
@@ -145,8 +145,6 @@ class Stillness:
 
 def measure(freezer: str, wakes: int, tell: Tell, ambient: bool = False) -> dict[str, Any]:
     """The wake with one freezer, behind the relay or with nothing in between."""
-    rng = random.Random(7)
-    samples: dict[str, dict[str, list[float]]] = {kind: {when: [] for when in WHEN} for kind in KINDS}
     with own_folder() as folder, contextlib.ExitStack() as stack:
         port, start, report = stack.enter_context(_proxied(folder, "freeze", freezer, ambient))
         rested_port, _start, _report = stack.enter_context(_proxied(folder, "off", freezer, ambient))
@@ -155,37 +153,56 @@ def measure(freezer: str, wakes: int, tell: Tell, ambient: bool = False) -> dict
         client, rested = Client(port), Client(rested_port)
         stack.callback(client.close)
         stack.callback(rested.close)
-        ways: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
-            "kept": (client.kept, rested.kept),
-            "new": (client.new, rested.new),
-        }
-        for turn in range(wakes):
-            if turn % 50 == 0:
-                tell(f"wake: {freezer}, {turn:,} of {wakes:,}")
-            kind = KINDS[turn % 2]
-            ask, ask_rested = ways[kind]
-            taken = samples[kind]
-            stillness.wait()
-            time.sleep(rng.uniform(0.0005, 0.003))
-            # Whichever comes first finds the client's own processor less rested: take turns.
-            if turn // 2 % 2:
-                taken["rested"].append(ask_rested())
-            taken["frozen"].append(ask())
-            taken["awake"].append(ask())
-            if not turn // 2 % 2:
-                time.sleep(0.002)
-                taken["rested"].append(ask_rested())
+        samples = turns(client, rested, stillness, wakes, lambda turn: tell(f"wake: {freezer}, {turn:,} of {wakes:,}"))
         stack.close()  # its end makes freeze-proxy write its report
         said = json.loads(report.read_text()) if report.exists() else {}
     return {
         "wakes": wakes,
         "where": start["freezer"],
+        **figures(samples),
+        "own_report": {key: said.get(key) for key in ("freezes", "thaw", "share_frozen")},
+    }
+
+
+Samples = dict[str, dict[str, list[float]]]
+"""Microseconds by kind of connection and by how the server was."""
+
+
+def turns(client: Client, rested: Client, stillness: Stillness, wakes: int, tell: Callable[[int], object]) -> Samples:
+    """Ask a server that is frozen again and again, the same one awake, and one that only had the same rest."""
+    rng = random.Random(7)
+    samples: Samples = {kind: {when: [] for when in WHEN} for kind in KINDS}
+    ways: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
+        "kept": (client.kept, rested.kept),
+        "new": (client.new, rested.new),
+    }
+    for turn in range(wakes):
+        if turn % 50 == 0:
+            tell(turn)
+        kind = KINDS[turn % 2]
+        ask, ask_rested = ways[kind]
+        taken = samples[kind]
+        stillness.wait()
+        time.sleep(rng.uniform(0.0005, 0.003))
+        # Whichever comes first finds the client's own processor less rested: take turns.
+        if turn // 2 % 2:
+            taken["rested"].append(ask_rested())
+        taken["frozen"].append(ask())
+        taken["awake"].append(ask())
+        if not turn // 2 % 2:
+            time.sleep(0.002)
+            taken["rested"].append(ask_rested())
+    return samples
+
+
+def figures(samples: Samples) -> dict[str, Any]:
+    """What the report is made from."""
+    return {
         "kinds": {kind: _summary(taken) for kind, taken in samples.items()},
         "above_awake": _above(samples, "awake"),
         "above_rested": _above(samples, "rested"),
         "points": POINTS,
         "curve": _curves(samples),
-        "own_report": {key: said.get(key) for key in ("freezes", "thaw", "share_frozen")},
     }
 
 

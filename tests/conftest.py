@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     together, for what they share.
     """
     for item in items:
-        in_pods = getattr(item, "callspec", None) is not None and item.callspec.params.get("start") == "pod"  # type: ignore[attr-defined]
+        in_pods = "pod" in getattr(getattr(item, "callspec", None), "params", {}).values()
         if in_pods or "images" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(300))
             item.add_marker(pytest.mark.xdist_group("images"))

@@ -170,7 +170,7 @@ class InPod:
         made = self.rig.sidecar(self.token.parent, self._told)
         self._began = time.monotonic()
         container = self.pod.start(SIDECAR, made)
-        if not self._reader.is_alive():
+        if self._told.get("LOG_LEVEL", "debug") == "debug" and not self._reader.is_alive():
             self._reader.start()
         return container
 
@@ -365,8 +365,8 @@ def _not_starved(ours: cgroups.Cgroups) -> None:
 
 
 @contextmanager
-def rig(images: Images, folder: Path) -> Iterator[Rig]:
-    """The node, and a daemon that pods reach at the node's own address."""
+def rig(images: Images, folder: Path, *options: str) -> Iterator[Rig]:
+    """The node, and a daemon with these options that pods reach at the node's own address."""
     containerd = images.dockerd.containerd
     containerd.ctr("images", "import", images.archive)
     _not_starved(containerd.cgroups)
@@ -375,7 +375,7 @@ def rig(images: Images, folder: Path) -> Iterator[Rig]:
         kubelet = Kubelet(containerd)
         try:
             node = Node(folder, containerd, kubelet, api_server)
-            with node.daemon(host=containerd.network.node) as daemon:
+            with node.daemon(*options, host=containerd.network.node) as daemon:
                 yield Rig(images, node, daemon)
             node.check_logs()
         finally:
