@@ -305,15 +305,12 @@ def test_no_request_is_lost_or_late_around_a_freeze(make: Make) -> None:
     """At random moments around it, each on a connection of its own."""
     chance = random.Random(7)
     annotations = {ATTACH: "ambient", f"{PREFIX}grace": "2ms"}
-    slow = []
     with make(queue_proxy=False, annotations=annotations) as pod:
         pod.server.await_frozen()
-        for number in range(400):
+        for _ in range(200):
             time.sleep(chance.uniform(0, 0.008))
             status, took = pod.queue.past("/index.html")
             assert status == 200
-            if took > 0.1:
-                slow.append((number, took))
+            # One that has woken nobody is answered after a second, when the server is let run for a moment.
+            assert took < 0.9
         pod.server.await_frozen()
-    assert len(slow) <= 2, slow  # the machine's own hiccups
-    assert all(took < 1 for _, took in slow), slow
