@@ -55,6 +55,7 @@ class Scene:
             release()
 
         class Watched:
+            catch_up = self.house.relay.catch_up
             before_freeze = self.house.relay.before_freeze
             refuse = self.house.relay.refuse
 
