@@ -174,7 +174,12 @@ class Proxy:
 
     def await_frozen(self) -> None:
         """Until the kernel says so, and the proxy, which looks a moment later."""
-        until(lambda: self.frozen() and len(self.events("frozen")) > len(self.events("thawed")), "it is frozen")
+
+        def said() -> bool:
+            moves = [event["event"] for event in self.events() if event["event"] in ("frozen", "thawed")]
+            return moves[-1:] == ["frozen"]  # a freeze that is undone half-way is followed by a thaw, too
+
+        until(lambda: self.frozen() and said(), "it is frozen")
 
     def await_thawed(self, within: float = 1.0) -> None:
         until(lambda: not self.frozen(), "it is thawed", within, every=0.001)

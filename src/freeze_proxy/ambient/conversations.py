@@ -16,6 +16,7 @@ from freeze_proxy.observe import Http1, Http2, Observer, Tally, pick
 
 _MOVES = SYN | FIN | RST
 _STRANGE = DATAGRAM | UNCLEAR
+_UNREAD = b"packets that are not read"
 MOST_HELD = 64
 """Segments of a direction that may wait for one before them."""
 MOST_OPENING = 4096
@@ -137,7 +138,7 @@ class Conversations:
                 return
         if kind & _STRANGE:
             if kind & UNCLEAR:
-                self._opaque(b"")
+                self._opaque(_UNREAD)
             self._touch()
             return
         if flags & SYN:
@@ -192,7 +193,7 @@ class Conversations:
     def only(self, keys: "set[bytes]") -> None:
         """No others are: what is not among them has ended unseen."""
         for key, conversation in list(self._all.items()):
-            if key not in keys:
+            if key not in keys and key != _UNREAD:
                 self._over(key, conversation)
 
     def sweep(self) -> None:

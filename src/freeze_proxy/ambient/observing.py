@@ -26,6 +26,8 @@ FIRST_BREATH, LATER_BREATHS = 1.0, 1 / 8
 """Seconds frozen until the server is let run for a grace where clients keep connections open, and the part of the time
 since the last packet after which it is again. A server ends idle connections after a time of its own. Were it frozen
 then, it would find that time over at the thaw, and reset the very connection on which a request has come."""
+MOST_LOOKS = 200
+"""How often a record that was counted is looked for until it is held to be lost."""
 LISTENER_PERIOD = 0.1
 """Seconds between two looks whether a server listens again that had stopped to."""
 MOST_WATCHED = 256
@@ -61,6 +63,7 @@ class Observing(Gated):
         self._poll_is_due = False
         self._census_is_due = False
         self._handed = 0
+        self._looks = 0
         self._breath: Timer | None = None
         self._active_at = loop.now  # when a packet came last that wakes
         self._sockets: Sockets | None = None
@@ -145,6 +148,7 @@ class Observing(Gated):
         """
         if self._closed or self._sockets is None or self._keeper.gate.state != FROZEN:
             return
+        self._look_again()
         if not self._shared:
             self._watch_processes()
         try:
@@ -251,10 +255,16 @@ class Observing(Gated):
 
     def _look_again(self) -> None:
         """While the gate is shut: a record wakes nobody if it was counted before the watch was armed."""
-        if not self._closed and not self._keeper.gate.open and self._missing():
-            self.catch_up()
-            if not self._keeper.gate.open and self._missing():
-                self._loop.at(time.monotonic() + LEAST_PAUSE, self._look_again)
+        if self._closed or self._keeper.gate.open or not self._missing():
+            self._looks = 0
+            return
+        self.catch_up()
+        if not self._keeper.gate.open and self._missing():
+            self._looks += 1
+            if self._looks > MOST_LOOKS:
+                self._handed = self.watch.packets - self.watch.lost
+                self._told(None)
+            self._loop.at(time.monotonic() + LEAST_PAUSE, self._look_again)
 
     def _poll_later(self) -> None:
         for watch in self._watches:
