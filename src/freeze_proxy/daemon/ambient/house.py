@@ -72,7 +72,11 @@ class Ambient:
                 if turn % _READ_DEFAULTS_EVERY == 0:
                     self._look_at_defaults()
                 for attended in list(self._attended.values()):
-                    attended.look()
+                    try:
+                        attended.look()
+                    except Exception:
+                        facts = {"pod": str(attended.wish)}
+                        _log.exception("a mistake was made with an ambient pod", extra={"facts": facts})
         finally:
             for task in following:
                 task.cancel()

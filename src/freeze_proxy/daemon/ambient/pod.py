@@ -85,7 +85,7 @@ class AmbientPod:
     def update(self, wish: Wish) -> None:
         """This is what it wants now; ``told`` and ``containers`` are the same as before."""
         before, self.wish = self.wish, wish
-        if before.ids != wish.ids and self.watched:
+        if before.ids != wish.ids or (not self.watched and before.ready != wish.ready):
             self.again()
         else:
             self._follow_readiness()
@@ -101,7 +101,8 @@ class AmbientPod:
             self._numbers.requests(self._keeper.requests, self._keeper.in_flight_seconds())
             if self._keeper.requests and not self._keeper.gate.in_flight:
                 self._has_served()
-            self._fresh()
+            if self._keeper.gate.open:
+                self._fresh()
 
     def again(self) -> None:
         """Thaw it, and look for its containers anew."""
@@ -188,8 +189,8 @@ class AmbientPod:
             raise NotYet(f"The container {missing[0]} does not run.")
         containers = [pod.containers[name] for name in self.wish.containers]
         places = [self._place(each) for each in containers]
-        # Whatever an earlier daemon has left of it.
-        await self._tools.freezing.thaw(uid, containers, Request.next_number())
+        if self._tools.freezing.knows(uid):  # what an earlier daemon has left of it
+            await self._tools.freezing.thaw(uid, (), Request.next_number())
         self._ports = frozenset() if self.wish.any_socket else self._listening(containers)
         if not self._ports and not self.wish.any_socket:
             raise NotYet("It listens on no port.")
