@@ -16,7 +16,7 @@ _LONGEST = 4096
 _MOST_CONTAINERS = 64  # the daemon takes no more names
 
 NEVER_FROZEN = frozenset({"freeze-proxy", "queue-proxy"})
-"""They ask for the thaw."""
+"""Not even when asked for: they are what would have asked for the thaw."""
 SIDECARS = frozenset(
     {
         "azwi-proxy",
@@ -35,7 +35,10 @@ SIDECARS = frozenset(
         "xray-daemon",
     }
 )
-"""What other webhooks put into pods: frozen only when named. The daemon's list; a test compares them."""
+"""What other webhooks put into pods, by the names that they use: frozen only when named.
+
+``docs/nodes.md`` says whose they are.
+"""
 
 
 class Refused(Exception):

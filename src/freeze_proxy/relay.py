@@ -22,11 +22,15 @@ _OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Relay(Gated):
     """Accepts on ``listener`` and relays to ``target``, by the will of ``keeper``'s gate."""
 
-    __slots__ = ("connections", "listener", "loop")
+    __slots__ = ("_stands_still", "connections", "listener", "loop")
 
-    def __init__(self, loop: Loop, keeper: Keeper, listener: _socket.socket, target: Address) -> None:
+    def __init__(
+        self, loop: Loop, keeper: Keeper, listener: _socket.socket, target: Address, *, stands_still: bool = True
+    ) -> None:
+        """``stands_still``: whether a freeze is one; in a dry run the server runs on."""
         self.loop = loop
         self.listener = listener
+        self._stands_still = stands_still
         self.connections = Connections(loop, keeper, target)
         keeper.gated = self
 
@@ -53,8 +57,9 @@ class Relay(Gated):
 
     def before_freeze(self) -> None:
         """Close idle connections to the server: its keep-alive timers would fire at the thaw, and race a request."""
-        for connection in self.connections.all:
-            connection.let_go()
+        if self._stands_still:
+            for connection in self.connections.all:
+                connection.let_go()
 
     def release(self) -> None:
         """Send on all that was held."""

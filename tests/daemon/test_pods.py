@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freeze_proxy.annotations import NEVER_FROZEN, SIDECARS
 from freeze_proxy.daemon import places
 from freeze_proxy.daemon import pods as pods_module
 from freeze_proxy.daemon.cri import Lister, Running, RuntimeAway, Sandbox
-from freeze_proxy.daemon.pods import EXCLUDED, KEEPERS, Container, NoContainer, NoPod, Pod, Pods
+from freeze_proxy.daemon.pods import Container, NoContainer, NoPod, Pod, Pods
 from freeze_proxy.freezers import FreezeError, Freezer, Gone
 
 UID = "0b7e5a1c-6c55-4f0e-9a57-1d5e8c0f3a11"
@@ -74,7 +75,7 @@ class Setting:
         self.runtime = Script()
         self.now = 1000.0
         self.made: list[Stub] = []
-        self.pods = Pods(self.runtime, self._choose, EXCLUDED, lambda: self.now)
+        self.pods = Pods(self.runtime, self._choose, SIDECARS, lambda: self.now)
 
     def _choose(self, id: str, pid: int, mode: str) -> Freezer:
         self.made.append(Stub(id, mode))
@@ -101,7 +102,7 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(bounded())
 
 
-def pod(*names: str, excluded: frozenset[str] = EXCLUDED) -> Pod:
+def pod(*names: str, excluded: frozenset[str] = SIDECARS) -> Pod:
     def never(id: str, pid: int, mode: str) -> Freezer:
         raise AssertionError("nothing is frozen here")
 
@@ -128,7 +129,7 @@ def test_those_asked_for_are_frozen_even_if_excluded() -> None:
     assert chosen(pod("a", "b", "c"), ["c", "a", "c"]) == ["c", "a"]
 
 
-@pytest.mark.parametrize("name", sorted(KEEPERS))
+@pytest.mark.parametrize("name", sorted(NEVER_FROZEN))
 def test_who_would_ask_for_the_thaw_is_never_frozen(name: str) -> None:
     with pytest.raises(NoContainer, match="never frozen"):
         pod("user-container", name).chosen(["user-container", name])
@@ -144,7 +145,8 @@ def test_a_container_that_is_not_there_is_named_with_those_that_are() -> None:
 
 
 @given(
-    st.lists(st.sampled_from(["a", "b", *sorted(KEEPERS), "istio-proxy"]), unique=True), st.none() | st.lists(st.text())
+    st.lists(st.sampled_from(["a", "b", *sorted(NEVER_FROZEN), "istio-proxy"]), unique=True),
+    st.none() | st.lists(st.text()),
 )
 def test_whatever_is_asked_for_only_the_pod_s_own_are_chosen(names: list[str], wanted: list[str] | None) -> None:
     whole = pod(*names)
@@ -153,8 +155,8 @@ def test_whatever_is_asked_for_only_the_pod_s_own_are_chosen(names: list[str], w
     except NoContainer:
         return
     assert found
-    assert set(found) <= set(names) - KEEPERS
-    assert set(found) == set(wanted) if wanted is not None else not set(found) & EXCLUDED
+    assert set(found) <= set(names) - NEVER_FROZEN
+    assert set(found) == set(wanted) if wanted is not None else not set(found) & SIDECARS
 
 
 def test_a_token_s_names_must_be_the_pod_s() -> None:
@@ -169,7 +171,7 @@ def test_a_token_s_names_must_be_the_pod_s() -> None:
 def test_the_documentation_lists_who_is_left_out() -> None:
     text = (Path(__file__).parents[2] / "docs" / "nodes.md").read_text()
     table = [line for line in text.partition("## Which containers")[2].splitlines() if line.startswith("| `")]
-    assert {name for line in table for name in re.findall(r"`([^`]+)`", line.split("|")[1])} == EXCLUDED | KEEPERS
+    assert {name for line in table for name in re.findall(r"`([^`]+)`", line.split("|")[1])} == SIDECARS | NEVER_FROZEN
 
 
 # What is remembered.

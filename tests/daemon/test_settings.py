@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from freeze_proxy import cli, daemon
-from freeze_proxy.daemon.settings import EXCLUDED, Settings
+from freeze_proxy.annotations import SIDECARS
+from freeze_proxy.daemon.settings import Settings
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def start(*arguments: str, file: Path | None = None, **environment: str) -> Resu
 def test_without_any_they_are_those_of_the_class(told: list[Settings]) -> None:
     assert start().exit_code == 0
     assert told == [Settings()]
-    assert set(told[0].exclude) == EXCLUDED
+    assert set(told[0].exclude) == SIDECARS
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file(

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freeze_proxy.annotations import PREFIX, SIDECARS
-from freeze_proxy.daemon.settings import EXCLUDED
+from freeze_proxy.annotations import PREFIX
 from freeze_proxy.sidecar.config import Config
 from freeze_proxy.webhook.inject import IMAGE_USER, Options, defaults_trouble, inject
 
@@ -343,10 +342,6 @@ def test_an_unknown_annotation_is_warned_of_and_the_sidecar_comes_all_the_same()
     outcome = inject(pod, "default", NATIVE, "n")
     assert outcome.patch
     assert PREFIX + "graec" in outcome.warnings[0]
-
-
-def test_the_lists_of_sidecars_are_the_same() -> None:
-    assert SIDECARS == EXCLUDED
 
 
 def test_a_wrong_configmap_is_told_of() -> None:

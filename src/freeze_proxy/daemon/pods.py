@@ -8,15 +8,13 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable
 
+from freeze_proxy.annotations import NEVER_FROZEN, SIDECARS
 from freeze_proxy.daemon import places
 from freeze_proxy.daemon.cri import Lister, RuntimeAway, Sandbox
-from freeze_proxy.daemon.settings import EXCLUDED
 from freeze_proxy.freezers import FreezeError, Freezer, Gone
 
-__all__ = ["EXCLUDED", "Container", "NoContainer", "NoPod", "Pod", "Pods", "RuntimeAway"]
+__all__ = ["Container", "NoContainer", "NoPod", "Pod", "Pods", "RuntimeAway"]
 
-KEEPERS = frozenset({"freeze-proxy", "queue-proxy"})
-"""Never frozen, not even when asked for: they are what would have asked for the thaw."""
 _MOST_LOOKUPS = 8
 """At a time."""
 _MOST_WAITING = 5.0
@@ -89,7 +87,7 @@ class Pod:
         namespace: str,
         name: str,
         containers: Iterable[Container],
-        excluded: Collection[str] = EXCLUDED,
+        excluded: Collection[str] = SIDECARS,
         settled: bool = True,
         looked: float = 0.0,
         revision: str = "",
@@ -122,7 +120,7 @@ class Pod:
             containers = [
                 container
                 for name, container in self.containers.items()
-                if name not in KEEPERS and name not in self.excluded
+                if name not in NEVER_FROZEN and name not in self.excluded
             ]
             if not containers:
                 raise NoContainer(
@@ -134,7 +132,7 @@ class Pod:
         if not wanted:
             raise NoContainer("The list of containers is empty: leave it out to freeze all, or name some.")
         for name in wanted:
-            if name in KEEPERS:
+            if name in NEVER_FROZEN:
                 raise NoContainer(f"The container {name} is never frozen: it is the one to ask for the thaw.")
             if name not in self.containers:
                 raise NoContainer(
@@ -156,7 +154,7 @@ class Pods:
         self,
         runtime: Lister,
         choose: Choose,
-        excluded: Collection[str] = EXCLUDED,
+        excluded: Collection[str] = SIDECARS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runtime = runtime

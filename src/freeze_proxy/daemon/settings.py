@@ -5,31 +5,9 @@ The supervisor reads this too, so it imports nothing heavy.
 
 from dataclasses import dataclass, field
 
+from freeze_proxy.annotations import SIDECARS
 from freeze_proxy.control.messages import AUDIENCE, HOOK_AUDIENCE
 from freeze_proxy.tcp import Address
-
-EXCLUDED = frozenset(
-    {
-        "azwi-proxy",
-        "consul-connect-envoy-sidecar",
-        "consul-dataplane",
-        "daprd",
-        "datadog-agent-injected",
-        "gke-gcsfuse-sidecar",
-        "istio-proxy",
-        "jaeger-agent",
-        "kuma-sidecar",
-        "linkerd-proxy",
-        "nginx-mesh-sidecar",
-        "otc-container",
-        "vault-agent",
-        "xray-daemon",
-    }
-)
-"""Sidecars that other systems inject, by the container names that they use: frozen only when asked for by name.
-
-``docs/nodes.md`` says whose they are.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +25,7 @@ class Settings:
     issuer: str | None = None
     runtime_socket: str = "auto"
     freezer: str = "auto"
-    exclude: tuple[str, ...] = field(default_factory=lambda: tuple(sorted(EXCLUDED)))
+    exclude: tuple[str, ...] = field(default_factory=lambda: tuple(sorted(SIDECARS)))
     state_dir: str = "/run/freeze-proxy"
     freeze_timeout: float = 2.0
     claim_timeout: float = 3.0

@@ -36,15 +36,6 @@ class Front:
         """It is over."""
 
 
-class DryRelay(Relay):
-    """Leaves idle connections alone: nothing is going to stand still."""
-
-    __slots__ = ()
-
-    def before_freeze(self) -> None:
-        """Does nothing."""
-
-
 class RelayFront(Front):
     """Every byte passes through this process."""
 
@@ -54,12 +45,12 @@ class RelayFront(Front):
         self._loop = loop
         self._keeper = keeper
         self._listener = listener
-        self._kind = DryRelay if dry else Relay
+        self._dry = dry
         self._relay: Relay | None = None
 
     def start(self, target: Address, idle_stream: float | None) -> str:
         """Begin to accept."""
-        self._relay = self._kind(self._loop, self._keeper, self._listener, target)
+        self._relay = Relay(self._loop, self._keeper, self._listener, target, stands_still=not self._dry)
         self._relay.start(idle_stream)
         return written(self._listener.getsockname()[:2])  # the port, too, where any was asked for (0)
 

@@ -37,15 +37,6 @@ WRONG_SETTING, CANNOT_WORK = 2, 125
 _TERM, _INT = 15, 2
 
 
-class DryRelay(Relay):
-    """Leaves idle connections alone: nothing is going to stand still."""
-
-    __slots__ = ()
-
-    def before_freeze(self) -> None:
-        """Does nothing."""
-
-
 class Telling(Witness):
     """Counts what happens, and writes it to the log."""
 
@@ -129,7 +120,7 @@ class Sidecar:
         self._keeper = Keeper(loop, Gate(config.settings), driver, Telling(numbers, log))
         numbers.keeper = self._keeper
         dry = config.settings.mode in ("dry-run", "off")
-        self._relay = (DryRelay if dry else Relay)(loop, self._keeper, listener, config.target)
+        self._relay = Relay(loop, self._keeper, listener, config.target, stands_still=not dry)
         self._health = Health(
             loop,
             self._keeper,
