@@ -40,3 +40,22 @@ def test_applying_it_again_changes_nothing(api: Api) -> None:
     before = configuration(api), api.get(_CERTIFICATES)["data"]
     install(api)
     assert (configuration(api), api.get(_CERTIFICATES)["data"]) == before
+
+
+def test_the_doctor_finds_the_node_well(api: Api) -> None:
+    """As docs/install.md has it."""
+    program = ("python3", "-I", "-S", "-OO", "/opt/freeze-proxy/__main__.pyc", "doctor")
+    free = ("--listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0")
+    said = api.kubectl("exec", "-n", NAMESPACE, "daemonset/freeze-proxy-daemon", "--", *program, *free)
+    assert "The daemon will work here." in said, said
+
+
+def test_the_webhook_says_how_it_is(api: Api) -> None:
+    """As docs/troubleshooting.md has it."""
+    label = "app.kubernetes.io/name"
+    webhooks = [pod for pod in _pods(api) if pod["metadata"]["labels"][label] == "freeze-proxy-webhook"]
+    for pod in webhooks:
+        said = api.kubectl(
+            "get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}:9697/proxy/readyz"
+        )
+        assert '"status": "ok"' in said

@@ -65,6 +65,8 @@ def test_it_stays_ready_while_it_is_frozen(api: Api, pod: Json, server: Containe
     time.sleep(12)  # a period of its readiness probe, and what comes of it
     (now,) = api.get(_PODS)["items"]
     assert condition(now, "Ready") == "True"
+    # As docs/troubleshooting.md has it.
+    assert api.kubectl("get", "--raw", f"/api/v1/namespaces/default/pods/{server.pod}:9998/proxy/ready") is not None
     assert server.frozen
 
 

@@ -30,6 +30,8 @@ _TRIES = 20
 """How often a freeze and a thaw are tried."""
 _PATIENCE = 2.0
 """Seconds for one of them."""
+_BUSY = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (5, 5))\nwhile True: pass"
+"""Busy, for one that sleeps is frozen where it is; and not for long, should all else fail. The image has no shell."""
 _V2_FREEZES_SINCE = (5, 2)
 """The kernel that brought ``cgroup.freeze``."""
 
@@ -163,8 +165,7 @@ def _subject(hierarchy: str) -> Iterator[str]:
         ) from error
     process = None
     try:
-        # Busy, for one that sleeps is frozen where it is; and not for long, should all else fail.
-        process = subprocess.Popen(["sh", "-c", "ulimit -t 5; while :; do :; done"], stdin=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-I", "-S", "-c", _BUSY], stdin=subprocess.DEVNULL)
         try:
             with open(os.path.join(path, "cgroup.procs"), "w", encoding="ascii") as file:
                 file.write(str(process.pid))
