@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from tests.support.ports import LOOPBACK
-from tests.support.wait import until
+from tests.support.wait import FACTOR, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +95,7 @@ class Daemon:
         self._options = [
             *("--kubeconfig", str(kubeconfig), "--runtime-socket", str(runtime_socket)),
             *("--state-dir", str(self.state), "--health-listen", f"{LOOPBACK}:0", "--log-level", "debug"),
+            *([] if FACTOR == 1 else ["--freeze-timeout", f"{2 * FACTOR:g}s"]),
             *options,
         ]
         self._wanted = port
