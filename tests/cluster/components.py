@@ -139,6 +139,7 @@ class Cluster:
             f"--root-ca-file={self.authority.certificate_file}",
             "--use-service-account-credentials",
             "--leader-elect=false",
+            "--node-monitor-grace-period=10m",  # a busy machine is no dead node, whose pods get no request
             "--kube-api-qps=200",
             "--kube-api-burst=400",
         ]

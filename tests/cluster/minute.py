@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 from tests.cluster import knative
@@ -68,6 +69,7 @@ class Minute:
         self.looks = 0
         self._ended = threading.Event()
         self._began = time.monotonic()
+        self._noted_from = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._ticks = {kind: len(container.ticks()) for kind, container in self.containers.items()}
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._watch, self._look)]
         for thread in self._threads:
@@ -108,7 +110,11 @@ class Minute:
         return {kind: len(container.ticks()) - self._ticks[kind] for kind, container in self.containers.items()}
 
     def events(self) -> list[Any]:
-        """What the cluster has noted of these pods as a warning."""
+        """What the cluster has noted of these pods as a warning since the minute began."""
         listed = self._api.get("/api/v1/namespaces/default/events?fieldSelector=type=Warning")["items"]
         names = {container.pod for container in self.containers.values()}
-        return [each for each in listed if each["involvedObject"]["name"] in names]
+        return [
+            each
+            for each in listed
+            if each["involvedObject"]["name"] in names and (each["lastTimestamp"] or "") > self._noted_from
+        ]

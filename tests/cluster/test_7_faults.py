@@ -1,5 +1,6 @@
 """Whatever fails beside them, requests are answered; afterwards freezing goes on by itself."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -123,8 +124,8 @@ def test_the_webhook_is_scaled_to_zero(api: Api, clients: Clients, containers: l
 
 
 def test_the_api_server_is_stopped(api: Api, cluster: Cluster, clients: Clients, containers: list[Container]) -> None:
-    cluster.api_server.end()
     began = time.monotonic()
+    cluster.api_server.end(signal.SIGKILL)
     frozen = set()
     while time.monotonic() < began + _AWAY:
         frozen |= {container.pod for container in containers if container.frozen}
