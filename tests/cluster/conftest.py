@@ -13,10 +13,18 @@ import pytest
 from tests.cluster import installed as freeze_proxy
 from tests.cluster import knative
 from tests.cluster.api import Api, Json
+from tests.cluster.background import Background
+from tests.cluster.comings import Deletion, Scaling
 from tests.cluster.components import SERVER, Cluster, from_environment
 from tests.cluster.minute import Minute
 
 _LOOKED_AT = "pods,ksvc,revisions,kingress,daemonsets,deployments,mutatingwebhookconfigurations"
+_ONE_A_POD = {
+    "autoscaling.knative.dev/target": "1",
+    "autoscaling.knative.dev/max-scale": "5",
+    "autoscaling.knative.dev/window": "6s",
+}
+"""Annotations: a pod for each request at a time, up to five, and no more than are asked for seconds later."""
 collect_ignore_glob = [] if "CLUSTER_FOLDER" in os.environ else ["*"]
 
 
@@ -90,6 +98,7 @@ def _asked() -> list[Json]:
         knative.service("by-activator", {}),
         knative.service("one-at-a-time", {}, knative.DIRECT, containerConcurrency=1),
         knative.service("ten-at-a-time", {}, knative.DIRECT, containerConcurrency=10),
+        knative.service("scaling", {}, _ONE_A_POD),
         knative.service("deleted", {}, knative.DIRECT),
         knative.service("deleted-busy", {}, knative.DIRECT),
     ]
@@ -107,3 +116,17 @@ def probed(api: Api, cluster: Cluster, installed: None, say: Callable[[str], Non
 def with_sidecar(api: Api, probed: Minute) -> None:
     """Services that are asked are ready."""
     knative.await_services(api, *(each["metadata"]["name"] for each in _asked()), within=90)
+
+
+@pytest.fixture(scope="session")
+def scaling(api: Api, cluster: Cluster, with_sidecar: None) -> tuple[Scaling, Background[None]]:
+    """Begins now."""
+    made = Scaling(api, cluster)
+    return made, Background(made.run)
+
+
+@pytest.fixture(scope="session")
+def deletions(api: Api, cluster: Cluster, with_sidecar: None) -> dict[str, Background[float]]:
+    """All at the same time, since queue-proxy waits for half a minute in each."""
+    found = [Deletion(api, cluster, name, name == "deleted") for name in ("deleted", "stock-deleted")]
+    return {name: Background(each.run) for name, each in zip(("frozen", "stock"), found, strict=True)}

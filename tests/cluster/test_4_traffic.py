@@ -10,6 +10,7 @@ from tests.cluster import knative
 from tests.cluster.api import Api
 from tests.cluster.background import Background
 from tests.cluster.client import SERVING, Client
+from tests.cluster.comings import Scaling
 from tests.cluster.components import Cluster
 from tests.cluster.node import Container
 from tests.support.wait import until
@@ -166,3 +167,9 @@ def test_a_request_during_the_pods_deletion(api: Api, cluster: Cluster, with_sid
 
 def test_the_long_request_ended_well(long_request: Background[float]) -> None:
     assert LONG <= long_request.result() < LONG + 5
+
+
+def test_pods_come_and_go_from_now_on(
+    scaling: tuple[Scaling, Background[None]], deletions: dict[str, Background[float]]
+) -> None:
+    """What becomes of them is looked at in ``test_6_deletion.py``."""
