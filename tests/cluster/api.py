@@ -75,12 +75,17 @@ class Api:
             return False
 
     def watch(self, path: str, seconds: int = 300) -> Iterator[tuple[str, Json]]:
-        """What becomes of the objects of a path, from those that are there on: ``ADDED``, ``MODIFIED``, ``DELETED``."""
+        """What becomes of the objects of a path, from those that are there on: ``ADDED``, ``MODIFIED``, ``DELETED``.
+
+        It may end earlier, when the API server has lost the thread.
+        """
         path += f"{'&' if '?' in path else '?'}watch=true&timeoutSeconds={seconds}"
         with self._client.stream("GET", path, timeout=seconds + 10) as response:
             response.raise_for_status()
             for line in response.iter_lines():
                 event = json.loads(line)
+                if event["type"] == "ERROR":
+                    return
                 yield event["type"], event["object"]
 
     def kubectl(self, *arguments: str | Path, given: str | None = None, within: float = 60) -> str:

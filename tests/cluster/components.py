@@ -250,6 +250,10 @@ class Cluster:
             for name in ("cpuset.cpus", "cpuset.mems"):  # those of v1 begin empty
                 if (own / name).exists():
                     (own / name).write_text((hierarchy / name).read_text())
+            # All pods together would count as much as one process of the machine, and probes fail if it is busy.
+            for name, most in (("cpu.shares", "262144"), ("cpu.weight", "10000")):
+                if (own / name).exists():
+                    (own / name).write_text(most)
 
     def start(self, archives: list[Path], say: Callable[[str], None]) -> None:
         """All of it; the node is ready and has the images of these archives when this returns."""

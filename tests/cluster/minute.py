@@ -65,6 +65,7 @@ class Minute:
             container.await_frozen(20)
         say(f"{len(self.containers)} services with probes are frozen; they are left alone for {SECONDS} s.")
         self.not_ready: list[str] = []
+        self.seen: set[str] = set()
         self.awake: dict[str, int] = dict.fromkeys(self.containers, 0)
         self.looks = 0
         self._ended = threading.Event()
@@ -79,15 +80,17 @@ class Minute:
         """Whatever becomes of the pods."""
         path = "/api/v1/namespaces/default/pods"
         names = {container.pod for container in self.containers.values()}
-        for kind, pod in self._api.watch(path, SECONDS + 60):
-            if self._ended.is_set():
-                return
-            name = pod["metadata"]["name"]
-            if name not in names:
-                continue
-            restarted = [each for each, status in statuses(pod).items() if status["restartCount"]]
-            if kind == "DELETED" or condition(pod, "Ready") != "True" or restarted:
-                self.not_ready.append(f"{name}: {kind} {condition(pod, 'Ready')} restarted: {restarted}")
+        while not self._ended.is_set():
+            for kind, pod in self._api.watch(path, SECONDS + 60):
+                if self._ended.is_set():
+                    return
+                name = pod["metadata"]["name"]
+                if name not in names:
+                    continue
+                self.seen.add(name)
+                restarted = [each for each, status in statuses(pod).items() if status["restartCount"]]
+                if kind == "DELETED" or condition(pod, "Ready") != "True" or restarted:
+                    self.not_ready.append(f"{name}: {kind} {condition(pod, 'Ready')} restarted: {restarted}")
 
     def _look(self) -> None:
         """Ten times a second, whether they are frozen."""

@@ -16,6 +16,7 @@ def minute(probed: Minute) -> Minute:
 
 def test_their_pods_were_ready_throughout_and_nothing_was_restarted(minute: Minute) -> None:
     assert minute.not_ready == []
+    assert len(minute.seen) == len(KINDS), "all were looked at"
 
 
 def test_the_cluster_noted_no_failure(minute: Minute) -> None:

@@ -88,14 +88,16 @@ def _start(api: Api, name: str, annotations: dict[str, str]) -> float:
     """Seconds from the first sight of a service's pod until it is ready."""
     label = f"serving.knative.dev%2Fservice%3D{name}"
     knative.apply(api, knative.service(name, {}, {**knative.DIRECT, **annotations}))
-    began = 0.0
-    for _, pod in api.watch(f"/api/v1/namespaces/default/pods?labelSelector={label}", 60):
-        began = began or time.monotonic()
-        if ready(pod):
-            break
-    took = time.monotonic() - began
-    api.delete(f"{knative.SERVING}/services/{name}")
-    return took
+    began, deadline = 0.0, time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for _, pod in api.watch(f"/api/v1/namespaces/default/pods?labelSelector={label}", 60):
+            began = began or time.monotonic()
+            if ready(pod):
+                took = time.monotonic() - began
+                api.delete(f"{knative.SERVING}/services/{name}")
+                return took
+        time.sleep(0.05)
+    raise AssertionError(f"the pod of {name} is not ready")
 
 
 @pytest.fixture(scope="module")
