@@ -522,18 +522,25 @@ def test_a_client_that_the_daemon_does_not_want_does_not_insist(stage: Stage) ->
 # The first word.
 
 
-def test_a_freeze_does_not_wait_for_the_answer_to_the_first_thaw(stage: Stage) -> None:
+def test_no_freeze_is_sent_to_one_that_has_not_answered_yet(stage: Stage) -> None:
+    """It may never answer, and a request would wait for the thaw until it is refused."""
     stage.client.start()
     peer = stage.accept()
     assert paths(stage, peer) == ["/thaw"]
     stage.keeper.ready()
-    assert paths(stage, peer) == ["/freeze"]
+    stage.until(lambda: stage.notes.failures, "a freeze has failed")
+    assert stage.notes.failures[0] == (
+        "freeze",
+        f"The daemon at {LOOPBACK}:{stage.listener.port} has not answered yet.",
+    )
+    assert peer.asked() == []
+    assert stage.gate.open
     peer.answer()
-    stage.run_for(0.02)
-    assert stage.gate.state == FREEZING
+    assert paths(stage, peer) == ["/freeze"], "at once"
     peer.answer()
     stage.await_state(FROZEN)
     assert stage.client.state == BOUND
+    assert stage.said == []
 
 
 @pytest.mark.parametrize("status", [403, 503])
@@ -542,12 +549,28 @@ def test_what_is_refused_from_the_first_word_on_stays_awake(stage: Stage, status
     peer = stage.accept()
     assert paths(stage, peer) == ["/thaw"]
     stage.keeper.ready()
-    assert paths(stage, peer) == ["/freeze"]
     peer.answer(status)
-    stage.run_for(0.02)
+    assert paths(stage, peer) == ["/freeze"]
     peer.answer(status)
     stage.await_state(AWAKE)
     stage.run_for(0.01)
+    assert stage.gate.open
+    assert not peer.ended
+    assert stage.said == [f"It is a {status}."]
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_freeze_that_was_refused_holds_up_no_request(stage: Stage, status: int) -> None:
+    """The thaw behind it would be refused as well."""
+    peer = stage.begin()
+    assert paths(stage, peer) == ["/freeze"]
+    stage.keeper.began()
+    assert paths(stage, peer) == ["/thaw"]
+    assert not stage.gate.open
+    peer.answer(status)
+    stage.until(lambda: stage.gate.open, "the request passes")
+    peer.answer(status)
+    stage.run_for(0.02)
     assert stage.gate.open
     assert not peer.ended
     assert stage.said == [f"It is a {status}."]
@@ -636,6 +659,7 @@ def test_without_a_token_nothing_is_frozen(stage: Stage, content: str | None) ->
     assert str(stage.token) in stage.said[0]
     assert content is None or len(content) < 3 or content not in stage.said[0]
     stage.token.write_text(TOKEN)
+    stage.greeted(peer)
     stage.freeze(peer)
 
 

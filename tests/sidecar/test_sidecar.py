@@ -2,11 +2,14 @@
 
 import http.client
 import http.server
+import json
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,80 @@ def test_a_server_that_is_not_there_is_not_ready_and_the_daemon_is_said_to_be_aw
         until(lambda: sidecar.said("cannot be reached"), "it was said that the daemon is away")
         time.sleep(0.3)  # tries to connect again come much more often
         assert len(sidecar.said("cannot be reached")) == 1
+
+
+def test_requests_that_call_themselves_probes_are_traffic(server: Server) -> None:
+    """Anybody outside can send what queue-proxy of old sent with its probes."""
+    with Sidecar(server.server_port) as sidecar:
+        fields = {"K-Kubelet-Probe": "queue", "K-Network-Probe": "queue", "User-Agent": "kube-probe/1.34"}
+        client = http.client.HTTPConnection(LOOPBACK, sidecar.port, timeout=5)
+        client.request("GET", "/ready", headers=fields)
+        assert client.getresponse().status == 200
+        client.close()
+        assert "freeze_proxy_requests_total 1\n" in sidecar.ask("/metrics")[1]
+
+
+@contextmanager
+def listening(answer: bytes | None) -> Iterator[str]:
+    """What is no daemon: it says this to everybody, or is silent; its address."""
+    with socket.create_server((LOOPBACK, 0)) as listener, ExitStack() as open_ones:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection = open_ones.enter_context(listener.accept()[0])
+                except OSError:
+                    return
+                with suppress(OSError):  # by RST, perhaps; the next one may come
+                    while answer is not None and (asked := connection.recv(65536)):
+                        connection.sendall(answer * asked.count(b"POST /"))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"{LOOPBACK}:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def said_by(status: str, sentence: str) -> bytes:
+    body = json.dumps({"error": sentence}).encode()
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+TROUBLES = {
+    "refuses": (said_by("403 Forbidden", "It is not for you."), "It is not for you."),
+    "is helpless": (said_by("503 Service Unavailable", "The runtime is away."), "The runtime is away."),
+    "is no daemon": (b"SSH-2.0-OpenSSH_9.2\r\n", "is not the daemon"),
+    "is silent": (None, "does not answer"),
+    "is not there": ("", "cannot be reached (connection refused)"),
+    "is nowhere": ("192.0.2.1:9696", "cannot be reached"),
+    "has no name": ("nobody.invalid:9696", "its name does not resolve"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_whatever_is_wrong_with_the_daemon_it_serves_and_says_so_once(
+    server: Server, tmp_path: Path, trouble: str
+) -> None:
+    what, sentence = TROUBLES[trouble]
+    token = tmp_path / "token"
+    token.write_text("a.b.c")
+    with ExitStack() as stack:
+        if what == "":
+            what = f"{LOOPBACK}:{free_port()}"
+        address = what if isinstance(what, str) else stack.enter_context(listening(what))
+        sidecar = stack.enter_context(Sidecar(server.server_port, DAEMON=address, TOKEN_FILE=str(token)))
+        until(lambda: sidecar.said(sentence), f"it says: {sentence}")
+        over = time.monotonic() + 1.0
+        while time.monotonic() < over:
+            assert sidecar.get("/hello") == (200, "ok")
+            assert sidecar.ask("/ready") == (200, "ok\n")
+        assert len(sidecar.said(sentence)) == 1
+        assert len([line for line in sidecar.log if line["level"] != "info"]) <= 2, sidecar.log
+        assert not any("a.b.c" in str(line) for line in sidecar.log)
+        assert sidecar.end() == 0
 
 
 def test_a_request_in_flight_ends_before_the_sidecar_does(server: Server) -> None:

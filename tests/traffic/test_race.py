@@ -40,7 +40,8 @@ def _judge(report: Event, tries: int, latencies: list[float]) -> None:
     assert sorted(latencies)[tries // 2] < 0.02
     assert report["requests"] == tries
     assert report["refused"] == 0
-    assert report["failures"] == 0
+    # The first may come before the node's daemon has answered at all.
+    assert report["failures"] <= (report["freezer"] == "pod")
     assert report["freezes"] > tries / 4, "The tries did not meet freezes."
 
 

@@ -3,7 +3,8 @@
 One connection is kept open, at all times if it can be had, and requests are pipelined on it: a thaw is written at once,
 behind a freeze that has no answer yet. Every freeze bears the lease: when the connection closes, the daemon thaws. The
 first thing said on a connection is a thaw, needed or not: by it the daemon learns whose connection this is and looks up
-what there is to look up, before anybody waits for that.
+what there is to look up, before anybody waits for that. No freeze is sent before it has been answered: whoever listens
+there may be silent, or be no daemon at all, and the pod is served all the same.
 
 What is known of the target, and what leads from one state to the next::
 
@@ -17,8 +18,9 @@ AWAKE
     there is none it fails, and the gate tries again, less and less often.
 BOUND
     A freeze has been sent on the connection that is open, and may have been carried out. If it is refused (503, or any
-    4xx but 409) nothing was touched; if it fails in another way (409, 504, the connection is lost) it is undone by a
-    thaw before it is called failed. A thaw that is refused ends the connection, and so the lease: that takes no token.
+    4xx but 409) nothing was touched, and a thaw that was sent behind it is done, whatever becomes of that. If it fails
+    in another way (409, 504, the connection is lost) it is undone by a thaw before it is called failed. A thaw that is
+    refused ends the connection, and so the lease: that takes no token.
 ADRIFT
     The connection of the lease is lost. If the daemon lives, it thaws by the lease; if it has died, its supervisor
     does. That is not known here, so the gate is told that the target is lost from sight, and stays shut: a new
@@ -184,7 +186,7 @@ class Client(Driver):
         self._connecting = False
         self._resolving = False
         self._settled = False
-        self._greeted = False  # a thaw has been answered on it
+        self._greeted = False  # it has answered
         self._closed = False
         self._timer: Timer | None = None  # the next try to connect, or the end of this one
         self._pause = FIRST_PAUSE
@@ -231,6 +233,9 @@ class Client(Driver):
         elif self.state != AWAKE:
             self._send_thaw()
             reason = f"The daemon at {self._host} has not yet said that the server runs."
+        elif not self._greeted:
+            self._send_thaw()
+            reason = f"The daemon at {self._host} has not answered yet."
         else:
             reason = self._send(FREEZE)
         if reason:
@@ -338,6 +343,9 @@ class Client(Driver):
                 if what == NUMBERS:
                     self._numbers_answered(answer[0])
                     continue
+                if not self._greeted:
+                    self._greeted = True
+                    self.keeper.hopeful()
                 self._report_later(FIRST_REPORT)
                 if what == FREEZE:
                     self._freeze_answered(*answer)
@@ -351,26 +359,23 @@ class Client(Driver):
             self._well()
             if (seen := self._seen) is not None and (ids := _ids(body)):
                 self._loop.soon(lambda: seen(ids))
+        elif status == 503 or (status < 500 and status != _OVERTAKEN):
+            self.state = AWAKE
+            self._end_freeze(self._refused(status, body))
+            self._end_thaw()  # Whatever the answer to the one behind it will be: nothing was frozen.
+            return
         if self._unanswered or not self._freeze:
             return  # A thaw is on its way, and only its answer counts.
         if status == 200:
             self._end_freeze()
-            return
-        reason = self._refused(status, body)
-        if (status < 500 and status != _OVERTAKEN) or status == 503:
-            self.state = AWAKE
-            self._end_freeze(reason)
         else:
-            self._freeze_failed = reason
+            self._freeze_failed = self._refused(status, body)
             self._send_thaw()
 
     def _thaw_answered(self, status: int, body: bytes) -> None:
         if status == 200:
             if "token" not in self._troubles:  # An old token has done for this; it will not for ever.
                 self._well()
-            if not self._greeted:
-                self._greeted = True
-                self.keeper.hopeful()
             if not self._unanswered:
                 self.state = AWAKE
                 self._end_thaw()
