@@ -556,7 +556,13 @@ def _webhook(webhook: Results) -> str:
             f"second for {webhook['seconds']} s, over TLS, of the samples of Knative's pods in turns "
             f"({min(sizes):.1f} to {max(sizes):.1f} KiB each). The answer's time counts from the moment at which the "
             "review was due. CPU is all that the process took in that time, TLS and the log included, divided by the "
-            "reviews.\n",
+            "reviews."
+            + (
+                " Other work ran beside; webhook and load went before it (SCHED_RR)."
+                if webhook["before_all_else"]
+                else ""
+            )
+            + "\n",
             _table(heads, rows) + "\n",
             f"It is ready {webhook['start_ms']:,.0f} ms after its start, its certificate made and written down, and "
             f"takes {memory['fresh']:.1f} MiB (RSS); after the reviews {memory['after']:.1f}.\n",
