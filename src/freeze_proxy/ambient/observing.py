@@ -5,6 +5,7 @@ there are none, the watch is armed and the next one wakes the loop. Before the g
 """
 
 import os
+import struct
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ from freeze_proxy.gate import FROZEN
 from freeze_proxy.keeper import Gated, Keeper
 from freeze_proxy.loop import READ, Loop, Timer
 
+_TIME = struct.Struct("=Q")
 RING_SIZE = 4 << 20
 """Bytes: what comes while this process does not get its turn for a while is to find room."""
 LEAST_PAUSE, MOST_PAUSE = 0.0005, 0.02
@@ -218,7 +220,7 @@ class Observing(Gated):
             self._loop.soon(self._look_for_unseen)
             return
         self._handed += 1
-        self._loop.now = at = int.from_bytes(record[:8], "little") * 1e-9  # when it came: graces begin then
+        self._loop.now = at = _TIME.unpack_from(record)[0] * 1e-9  # when it came: graces begin then
         if record[KIND_AT] & WAKES:
             self._active_at = at
         self.conversations.told(record)

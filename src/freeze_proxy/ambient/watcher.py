@@ -7,7 +7,7 @@ the two lies the system call that freezes.
 """
 
 import os
-import sys
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -17,6 +17,8 @@ from freeze_proxy.ambient.ring import Ring
 
 RING_SIZE = 1 << 20
 """Bytes; a power of two. Where exchanges are counted, it takes some two thousand small packets to fill it."""
+
+_NUMBER = struct.Struct("=I")
 
 Told = Callable[[bytes | None], None]
 """Takes a record, ``program.HEADER`` and what there is of the packet's bytes; ``None`` where records have been lost."""
@@ -86,9 +88,9 @@ class Watcher:
 
     def read(self) -> int:
         """Hand out what has been told; returns how many records that were. There may be more when it returns."""
-        told, count = self._told, 0
+        told, slot_of, count = self._told, _NUMBER.unpack_from, 0
         for record in self._ring.take():
-            told[int.from_bytes(record[8:12], sys.byteorder)](record)
+            told[slot_of(record, 8)[0]](record)
             count += 1
         if self._words[program.LOST_BY_ALL] != self._lost:
             self._tell_losses()
