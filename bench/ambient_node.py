@@ -185,7 +185,9 @@ def measure(count: int) -> dict[str, float]:
         figures["CPU without a pod, share of a core"] = _share(daemon.pid)
         for pod in crowd:
             api.put(f"/api/v1/namespaces/default/pods/{pod.name}", _facts(pod))
+        began = time.monotonic()
         _until_frozen(crowd, 30 + count * 0.2)
+        figures["until all are frozen, s"] = time.monotonic() - began
         figures["KiB a pod"] = (memory_kib(daemon.pid)["Rss"] - fresh) / count
         time.sleep(2)
         questions, used, began = asked.asked, cpu_ns(daemon.pid), time.monotonic()

@@ -10,7 +10,7 @@ It has a gate of its own and is, to the daemon's freezing, one more client with 
 import asyncio
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from freeze_proxy.ambient import Watch, Watcher
 from freeze_proxy.ambient.observing import Observing
@@ -33,6 +33,9 @@ from freeze_proxy.keeper import Gated, Keeper
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
 """Seconds from a look for the pod's containers that was in vain to the next."""
 
+AT_ONCE = 4
+"""Pods that are looked for at a time: at a start there may be hundreds, and the runtime answers others as well."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +48,7 @@ class Tools:
     watcher: Watcher
     statistics: Statistics
     sidecars: Sidecars
+    turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
 
 class NotYet(Exception):
@@ -167,7 +171,8 @@ class AmbientPod:
         pause = _FIRST_PAUSE
         while True:
             try:
-                await self._try_to_attach()
+                async with self._tools.turn:
+                    await self._try_to_attach()
                 return
             except (NotYet, NoPod, RuntimeAway, FreezeError, Full) as reason:
                 if str(reason) != self.trouble:

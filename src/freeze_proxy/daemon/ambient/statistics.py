@@ -1,5 +1,7 @@
 """Asking a pod's queue-proxy for its statistics, as Knative's autoscaler does each second."""
 
+import asyncio
+
 import httpx2
 from google.protobuf.message import DecodeError
 
@@ -14,7 +16,8 @@ PATIENCE = 1.0
 """Seconds for one answer."""
 _LONGEST = 1024
 """Bytes of an answer: a pod's name and six numbers. Knative's own scraper reads no more than 340."""
-_AT_ONCE = 64
+_AT_ONCE = 8
+"""Questions under way. Others wait for their turn as long as it takes: an answer that comes late is as good."""
 
 TABLE: Table = {
     "Stat": {
@@ -45,6 +48,7 @@ class Statistics:
 
     def __init__(self) -> None:
         limits = httpx2.Limits(max_connections=_AT_ONCE, max_keepalive_connections=_AT_ONCE, keepalive_expiry=2.0)
+        self._turn = asyncio.Semaphore(_AT_ONCE)
         self._client = httpx2.AsyncClient(
             transport=httpx2.AsyncHTTPTransport(trust_env=False, limits=limits),
             headers={"Accept": KIND, "User-Agent": "freeze-proxy"},
@@ -57,7 +61,7 @@ class Statistics:
         """The newest report of the queue-proxy at this address. Raises ``Silent``."""
         where = written((ip, port))
         try:
-            async with self._client.stream("GET", f"http://{where}/metrics") as answer:
+            async with self._turn, self._client.stream("GET", f"http://{where}/metrics") as answer:
                 if answer.status_code != 200 or answer.headers.get("content-type", "").partition(";")[0] != KIND:
                     raise Silent(f"{where} answers {answer.status_code}, and no statistics of queue-proxy.")
                 body = b""
