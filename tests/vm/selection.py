@@ -29,6 +29,11 @@ CHOSEN: dict[str, tuple[str, ...]] = {
     ),
     "tests/containers/test_hostile_pods.py": ("test_nobody_else_moves_the_victim",),
     "tests/containers/test_doctor_real.py": ("test_a_node_where_all_works",),
+    "tests/containers/test_ambient.py": (
+        "test_it_is_frozen_when_idle_and_a_request_wakes_it",
+        "test_a_signal_to_end_is_heard_without_the_api_server",
+        "test_one_without_queue_proxy_is_frozen_by_what_its_packets_say",
+    ),
     "tests/containers/test_attach_containerd.py": (
         "test_frozen_between_requests",
         "test_exec_into_a_frozen_one_is_refused",
@@ -61,7 +66,7 @@ REST = {
     "tests/containers/test_client_and_daemon.py": "about the protocol, under a load that is too much here",
     "tests/containers/test_sidecar_and_daemon.py": "under a load that is too much here, or about metrics",
     "tests/containers/test_doctor_real.py": "what it says where something is missing",
-    "tests/containers/test_ambient.py": "new; not tried here yet",
+    "tests/containers/test_ambient.py": "about the API server, and statistics; the systemd driver makes no difference",
     "tests/freezers/test_places.py": "pure",
 }
 """By file, why those of its tests that are not chosen are left out: there is no time for all of them."""
