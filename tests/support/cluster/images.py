@@ -32,7 +32,7 @@ class Images:
             "DOCKER_HOST": f"unix://{dockerd.socket}",
             "DOCKER_CONFIG": str(dockerd.folder / "client"),
         }
-        done = subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
 
     @staticmethod
