@@ -230,9 +230,9 @@ def test_resources_fit_what_the_pod_has() -> None:
     pod = sample(PODS[0])
     for each in pod["spec"]["containers"]:
         each["resources"] = {"limits": {"cpu": "100m"}}
-    assert sidecar_of(injected(pod))["resources"]["limits"] == {"cpu": "1", "memory": "64Mi"}
+    assert sidecar_of(injected(pod))["resources"]["limits"] == {"cpu": "1", "memory": "128Mi"}
     del pod["spec"]["containers"][0]["resources"]
-    assert sidecar_of(injected(pod))["resources"]["limits"] == {"memory": "64Mi"}
+    assert sidecar_of(injected(pod))["resources"]["limits"] == {"memory": "128Mi"}
 
 
 def test_a_job_is_not_kept_from_its_end() -> None:

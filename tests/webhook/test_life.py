@@ -23,7 +23,7 @@ POD: dict[str, Any] = json.loads((PODS / "1-plain.json").read_text())
 def test_readiness(api_server: ApiServer, tmp_path: Path) -> None:
     health = free_port()
     api_server.vanish()
-    with Webhook(api_server.kubeconfig(), "--health-listen", f"127.0.0.1:{health}", "--linger", "1s") as webhook:
+    with Webhook(api_server.kubeconfig(), "--health-listen", f"127.0.0.1:{health}", "--linger", "2s") as webhook:
         until(lambda: webhook.found("the certificate cannot be looked after"), "it has tried", 20)
         status, told = get(health, "/readyz")
         assert status == 503

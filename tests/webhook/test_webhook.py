@@ -226,7 +226,7 @@ def test_slow_clients_are_cut(hook: Hook) -> None:
         for connection in several:
             rest(connection)
         # A second for the head and one for the body, and another in which an answer is there to be read.
-        assert 0.9 < time.monotonic() - began < 6
+        assert 0.9 < time.monotonic() - began < 20
 
 
 def test_without_tls_there_is_nothing(hook: Hook) -> None:

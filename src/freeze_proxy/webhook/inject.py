@@ -71,7 +71,7 @@ class Options:
     cpu_request: str = "10m"
     cpu_limit: str = "1"
     memory_request: str = "16Mi"
-    memory_limit: str = "64Mi"
+    memory_limit: str = "128Mi"
     excluded_namespaces: frozenset[str] = EXCLUDED_NAMESPACES
     sandboxed_runtime_classes: frozenset[str] = frozenset()
 
