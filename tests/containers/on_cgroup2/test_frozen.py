@@ -24,6 +24,8 @@ from tests.support.wait import FACTOR, until
 KILLED = 128 + 9
 GRACE = 5
 """Seconds of ``terminationGracePeriodSeconds``."""
+LONG_GRACE = 60
+"""Seconds; for what should not come to need it, however slow the machine."""
 AT_ONCE = 0.5 * FACTOR
 """Seconds; what is done at once takes less even here."""
 SERVICE = "queue-proxy"
@@ -250,10 +252,10 @@ def mortal(request: pytest.FixtureRequest, kubelet: Kubelet) -> Container:
 
 
 def test_deleted_while_it_runs_it_ends_in_its_own_time(facts: Facts, mortal: Container) -> None:
-    took = timed(lambda: mortal.stop(GRACE))
+    took = timed(lambda: mortal.stop(LONG_GRACE))
     assert (mortal.printed, mortal.status().status.exit_code) == (["started", "terminated"], 0)
-    assert took < GRACE
-    facts.see(f"stop, grace {GRACE} s, awake", mortal.pod.runtime, f"{took:.1f} s, exit code 0")
+    assert took < LONG_GRACE
+    facts.see("stop, awake", mortal.pod.runtime, f"{took:.1f} s, exit code 0")
 
 
 def test_deleted_frozen_it_takes_the_whole_grace(facts: Facts, mortal: Container) -> None:
@@ -270,9 +272,9 @@ def test_thawed_meanwhile_it_ends_in_its_own_time(facts: Facts, mortal: Containe
     mortal.freeze_cgroup()
     timer = threading.Timer(0.5, mortal.thaw_cgroup)
     timer.start()
-    took = timed(lambda: mortal.stop(GRACE * 4))
+    took = timed(lambda: mortal.stop(LONG_GRACE))
     timer.join()
-    assert took < GRACE * 4
+    assert took < LONG_GRACE
     assert (mortal.printed, mortal.status().status.exit_code) == (["started", "terminated"], 0)
     facts.see("stop, thawed after 0.5 s", mortal.pod.runtime, f"{took:.1f} s, exit code 0")
 
