@@ -28,6 +28,8 @@ FIRST_BREATH, LATER_BREATHS = 1.0, 1 / 8
 """Seconds frozen until the server is let run for a grace where clients keep connections open, and the part of the time
 since the last packet after which it is again. A server ends idle connections after a time of its own. Were it frozen
 then, it would find that time over at the thaw, and reset the very connection on which a request has come."""
+WAITS = (0.0, 0.1, 1.0)
+"""Seconds that the server is awake, and a grace each time, for what has waited in its sockets through a freeze."""
 MOST_LOOKS = 200
 """How often a record that was counted is looked for until it is held to be lost."""
 LISTENER_PERIOD = 0.1
@@ -70,6 +72,7 @@ class Observing(Gated):
         self._active_at = loop.now  # when a packet came last that wakes
         self._sockets: Sockets | None = None
         self._waiting: set[tuple[bytes, int]] = set()
+        self._waited = 0  # how often for the same
         self.conversations = Conversations(keeper, self._touch)
         self._on_loss = on_loss
         self._cgroup = path
@@ -144,9 +147,9 @@ class Observing(Gated):
         self._poll_later()
 
     def stands_still(self) -> None:
-        """The freeze is done: somebody must listen, and no byte wait that the server has not been woken for.
+        """The freeze is done: somebody must listen, and no byte wait that the server has not had its time to read.
 
-        One that waited before, and that the server did not want when it ran last, it is not woken for again.
+        One that waits on and on is not wanted: the server is woken for it a few times, for longer each time.
         """
         if self._closed or self._sockets is None or self._keeper.gate.state != FROZEN:
             return
@@ -161,12 +164,22 @@ class Observing(Gated):
         if not listens and not self._shared:
             self._keeper.unready()
             self._await_listener()
-        elif waiting - self._waiting:
-            self._touch()
+        elif waiting and (seconds := self._waits_for(waiting)) is not None:
+            self._keeper.wake()
+            self._keeper.held()
+            self._loop.at(time.monotonic() + seconds, self._keeper.ended)
         elif self.conversations.kept:
             quiet = self._loop.now - self._active_at
             self._breath = self._loop.at(self._loop.now + max(FIRST_BREATH, quiet * LATER_BREATHS), self._breathe)
         self._waiting = waiting
+
+    def _waits_for(self, waiting: set[tuple[bytes, int]]) -> float | None:
+        """How long to have it awake for what waits in its sockets; ``None``: it has had its time."""
+        if waiting - self._waiting:
+            self._waited = 0
+        else:
+            self._waited += 1
+        return WAITS[self._waited] if self._waited < len(WAITS) else None
 
     # A server that does not listen gets no packets: it would not be woken by anybody.
 

@@ -41,6 +41,7 @@ class Sockets:
         """Whether somebody listens; and in which sockets bytes, or connections, wait for the server, and how many."""
         found = list(self._all(_OPEN | 1 << _LISTEN))
         listens = any(state == _LISTEN for state, _, _ in found)
+        found += self._datagrams()
         return listens, {(key, waiting) for _, waiting, key in found if waiting}
 
     def close(self) -> None:
@@ -52,10 +53,19 @@ class Sockets:
             for family in (socket.AF_INET, socket.AF_INET6):
                 yield from self._dump(family, states, port)
 
-    def _dump(self, family: int, states: int, port: int) -> list[tuple[int, int, bytes]]:
-        asked = _ASKED.pack(
-            family, socket.IPPROTO_TCP, 0, states, port.to_bytes(2, "big"), b"", b"", b"", 0, b"\xff" * 8
-        )
+    def _datagrams(self) -> list[tuple[int, int, bytes]]:
+        """The same of UDP. A kernel may know nothing of its sockets (CONFIG_INET_UDP_DIAG): then none."""
+        return [
+            each
+            for port in self._ports
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for each in self._dump(family, 0xFFFFFFFF, port, socket.IPPROTO_UDP)
+        ]
+
+    def _dump(
+        self, family: int, states: int, port: int, protocol: int = socket.IPPROTO_TCP
+    ) -> list[tuple[int, int, bytes]]:
+        asked = _ASKED.pack(family, protocol, 0, states, port.to_bytes(2, "big"), b"", b"", b"", 0, b"\xff" * 8)
         header = _HEADER.pack(_HEADER.size + len(asked), _SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, 0, 0)
         found: list[tuple[int, int, bytes]] = []
         try:

@@ -36,6 +36,14 @@ class PodSockets(Sockets):
                 if 1 << int(state, 16) & states and _port(local) in self._own_ports:
                     yield int(state, 16), waiting, _address(remote) + _address(local) + _number(remote) + _number(local)
 
+    def _datagrams(self) -> list[tuple[int, int, bytes]]:
+        return [
+            (int(state, 16), waiting, _address(remote) + _address(local) + _number(remote) + _number(local))
+            for name in ("udp", "udp6")
+            for local, remote, state, waiting, _ in _lines(f"/proc/{self._pid}/net/{name}")
+            if _port(local) in self._own_ports
+        ]
+
 
 def _address(written: bytes) -> bytes:
     """As in a packet, 16 bytes: words of 32 bits are written as the machine has them."""
