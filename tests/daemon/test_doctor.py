@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,15 @@ def test_what_the_api_server_would_not_allow(settings: Settings, api_server: Api
     finding = found(with_api(settings, api_server.kubeconfig()))["API server"]
     assert finding.works is False
     assert "permission to create tokenreviews" in finding.advice
+
+
+def test_what_ambient_needs_besides(settings: Settings, api_server: ApiServer) -> None:
+    with_it = replace(with_api(settings, api_server.kubeconfig()), ambient=True)
+    made = found(with_it)
+    assert made["ambient"].needed
+    for grant in ("create tokenreviews", "list pods", "watch pods", "list namespaces", "watch namespaces"):
+        assert grant in made["API server"].found
+    assert not found(replace(with_it, ambient=False))["ambient"].needed
 
 
 def test_an_api_server_that_does_not_answer(settings: Settings, api_server: ApiServer) -> None:

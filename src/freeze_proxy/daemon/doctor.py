@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from freeze_proxy.ambient.obstacles import obstacle, tried
 from freeze_proxy.daemon import cri, places
@@ -73,7 +74,7 @@ async def examine(settings: Settings) -> list[Finding]:
     findings += [
         Finding(by_cgroup.what, by_cgroup.found, by_cgroup.works, not by_runtime, by_cgroup.advice),
         _throttling(mounted),
-        _ambient(),
+        _ambient(settings.ambient),
         *asked,
         _way(settings.freezer, bool(by_cgroup.works), name),
         _state(settings.state_dir),
@@ -248,16 +249,16 @@ def _throttling(mounted: list[Mount]) -> Finding:
 # The runtime and its containers.
 
 
-def _ambient() -> Finding:
+def _ambient(needed: bool) -> Finding:
     what = "ambient, without relay and sidecar"
     reason = obstacle()
     if reason is None:
         try:
-            return Finding(what, f"tried: a packet is noticed in {tried() * 1e3:.2f} ms", True, False)
+            return Finding(what, f"tried: a packet is noticed in {tried() * 1e3:.2f} ms", True, needed)
         except FreezeError as error:
             reason = str(error)
     needs = "It needs Linux 5.8, cgroup v2, and CAP_BPF with CAP_NET_ADMIN or CAP_SYS_ADMIN; the relay does without."
-    return Finding(what, "does not work", False, False, f"{reason} {needs}")
+    return Finding(what, "does not work", False, needed, f"{reason} {needs}")
 
 
 async def _runtime(settings: Settings) -> tuple[list[Finding], str]:
@@ -400,31 +401,33 @@ async def _api_server(settings: Settings) -> Finding:
     except NotConfigured as reason:
         return Finding(what, "not configured", False, advice=str(reason))
     if settings.identity == "jwks":
-        grant = "get /openid/v1/jwks"
-        spec = SelfSubjectAccessReviewSpec(
-            nonResourceAttributes=NonResourceAttributes(path="/openid/v1/jwks", verb="get")
-        )
+        path = NonResourceAttributes(path="/openid/v1/jwks", verb="get")
+        wanted = {"get /openid/v1/jwks": SelfSubjectAccessReviewSpec(nonResourceAttributes=path)}
     else:
-        grant = "create tokenreviews"
-        spec = SelfSubjectAccessReviewSpec(
-            resourceAttributes=ResourceAttributes(group="authentication.k8s.io", resource="tokenreviews", verb="create")
-        )
+        reviews = ResourceAttributes(group="authentication.k8s.io", resource="tokenreviews", verb="create")
+        wanted = {"create tokenreviews": SelfSubjectAccessReviewSpec(resourceAttributes=reviews)}
+    if settings.ambient:
+        for resource in ("pods", "namespaces"):
+            for verb in ("list", "watch"):
+                attributes = ResourceAttributes(group="", resource=resource, verb=verb)
+                wanted[f"{verb} {resource}"] = SelfSubjectAccessReviewSpec(resourceAttributes=attributes)
     client = AsyncClient(config=server.config, trust_env=False, transport=server.transport())
 
-    async def ask() -> bool:
+    async def allowed(spec: SelfSubjectAccessReviewSpec) -> bool:
         answer = await client.create(SelfSubjectAccessReview(spec=spec))
         return answer.status is not None and answer.status.allowed
 
+    grants = "create selfsubjectaccessreviews"
     try:
-        allowed = await server.call(ask, "say what the daemon may do", "create selfsubjectaccessreviews")
+        for grant, spec in wanted.items():
+            if not await server.call(partial(allowed, spec), "say what the daemon may do", grants):
+                advice = f"Grant the daemon's service account the permission to {grant}."
+                return Finding(what, f"{server.address}; we may not {grant}", False, advice=advice)
     except Unreachable as reason:
         return Finding(what, f"{server.address} does not answer", False, advice=str(reason))
     finally:
         await client.close()
-    if allowed:
-        return Finding(what, f"{server.address}; we may {grant}", True)
-    advice = f"Grant the daemon's service account the permission to {grant}."
-    return Finding(what, f"{server.address}; we may not {grant}", False, advice=advice)
+    return Finding(what, f"{server.address}; we may {', '.join(wanted)}", True)
 
 
 # For people to read.
