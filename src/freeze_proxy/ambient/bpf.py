@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import platform
+import resource
 import struct
 
 from freeze_proxy.freezers import FreezeError
@@ -44,6 +45,17 @@ def _bpf(command: int, attr: "ctypes.Array[ctypes.c_char]") -> int:
     if number is None:
         raise BpfError(f"Programs in the kernel are not supported here on {platform.machine()}.")
     result = int(_libc.syscall(number, command, attr, len(attr)))
+    if result < 0 and ctypes.get_errno() == errno.EPERM and command in (MAP_CREATE, PROG_LOAD):
+        # Until Linux 5.11 maps and programs count as locked memory, of which little is allowed.
+        before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        try:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        except (OSError, ValueError):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
+        result = int(_libc.syscall(number, command, attr, len(attr)))
+        failed = ctypes.get_errno()
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)  # it is inherited
+        ctypes.set_errno(failed)
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
