@@ -89,26 +89,6 @@ def test_the_daemons_pod_is_deleted(api: Api, clients: Clients, containers: list
     _all_is_well(api, clients, containers)
 
 
-def _started_anew(cluster: Cluster, name: str) -> Callable[[], None]:
-    daemon = {"kubelet": cluster.kubelet, "containerd": cluster.containerd}[name]
-
-    def again() -> None:
-        daemon.end()
-        time.sleep(1)
-        daemon.start()
-
-    return again
-
-
-@pytest.mark.parametrize("name", ["kubelet", "containerd"])
-def test_it_is_restarted(api: Api, cluster: Cluster, clients: Clients, containers: list[Container], name: str) -> None:
-    _started_anew(cluster, name)()
-    time.sleep(5)  # what the kubelet makes of what it finds, it does within seconds
-    until(cluster.node_is_ready, "the node is ready", 60, every=0.2)
-    installed.await_ready(api)
-    _all_is_well(api, clients, containers)
-
-
 def test_the_webhook_is_scaled_to_zero(api: Api, clients: Clients, containers: list[Container]) -> None:
     """Pods that come meanwhile have no sidecar, and serve."""
     api.patch(f"{installed.WEBHOOK}/scale", {"spec": {"replicas": 0}})
@@ -133,4 +113,31 @@ def test_the_api_server_is_stopped(api: Api, cluster: Cluster, clients: Clients,
     assert frozen == {container.pod for container in containers}, "freezing needs no API server once a token is known"
     cluster.api_server.start()
     until(cluster.node_is_ready, "the node is ready", 60, every=0.2)
+    _all_is_well(api, clients, containers)
+
+
+def _started_anew(cluster: Cluster, name: str) -> Callable[[], None]:
+    daemon = {"kubelet": cluster.kubelet, "containerd": cluster.containerd}[name]
+
+    def again() -> None:
+        daemon.end()
+        time.sleep(1)
+        daemon.start()
+
+    return again
+
+
+def _ending(api: Api) -> list[str]:
+    """Pods that are being deleted. One whose stop a runtime has not heard may take its whole grace of 300 s then."""
+    pods = api.get("/api/v1/namespaces/default/pods")["items"]
+    return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" in pod["metadata"]]
+
+
+@pytest.mark.parametrize("name", ["kubelet", "containerd"])
+def test_it_is_restarted(api: Api, cluster: Cluster, clients: Clients, containers: list[Container], name: str) -> None:
+    until(lambda: not _ending(api), "no pod is about to end", 60, every=0.2)
+    _started_anew(cluster, name)()
+    time.sleep(5)  # what the kubelet makes of what it finds, it does within seconds
+    until(cluster.node_is_ready, "the node is ready", 60, every=0.2)
+    installed.await_ready(api)
     _all_is_well(api, clients, containers)
