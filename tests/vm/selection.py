@@ -16,7 +16,7 @@ CHOSEN: dict[str, tuple[str, ...]] = {
     ),
     "tests/containers/test_daemon.py": ("test_a_pod_is_frozen_and_thawed",),
     "tests/containers/test_daemon_confined.py": ("test_from_a_cgroup_namespace_of_its_own",),
-    "tests/containers/test_daemon_killed.py": ("test_containerd", "test_daemon_and_supervisor"),
+    "tests/containers/test_daemon_killed.py": ("test_while_all_are_frozen",),
     "tests/containers/test_daemon_recovery.py": ("test_what_its_pod_claims_stays_frozen_and_the_rest_is_thawed",),
     "tests/containers/test_daemon_requests.py": (
         "test_modes",
@@ -45,7 +45,8 @@ CHOSEN: dict[str, tuple[str, ...]] = {
 }
 """By file or folder, its tests, or ``ALL`` of them."""
 
-BUT = "not docker and not cgroup1 and not v1 and not freezer- and not [freezer] and not process]"
+_V1 = ("cgroup1", "v1", "freezer-", "[freezer]", "throttling_writes")
+BUT = " and ".join(f"not {word}" for word in ("docker", "process]", *_V1))
 """pytest's ``-k``. There is no dockerd in the machine, as on nodes of today's clusters, and no cgroup v1; stopping by
 signals is the same everywhere."""
 
