@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import time
@@ -242,6 +243,25 @@ def test_a_version_that_is_too_old_is_no_trouble(own: Make, daemon: Daemon, api_
         pod.tell()
         pod.server.await_awake()
         assert not daemon.events(AWAY)
+
+
+def test_two_capabilities_are_enough(own: Make, node: Node) -> None:
+    """Those of the manifests' component."""
+    confined = ("setpriv", "--bounding-set=-all,+bpf,+net_admin", "--inh-caps=-all", "--no-new-privs")
+    # It cannot tell whose ports are whose on the machine's network, which the pods of tests share.
+    all_sockets = {ATTACH: "ambient", f"{PREFIX}wake-on": "any"}
+    with (
+        node.daemon("--ambient", prefix=confined) as daemon,
+        own(annotations=all_sockets) as pod,
+        own(annotations=all_sockets, queue_proxy=False) as other,
+    ):
+        effective = re.search(r"CapEff:\s+(\w+)", Path(f"/proc/{daemon.pid}/status").read_text())
+        assert effective
+        assert int(effective[1], 16) == 1 << 39 | 1 << 12  # CAP_BPF, CAP_NET_ADMIN
+        for each in (pod, other):
+            each.server.await_frozen()
+            assert each.queue.get("/index.html")[0] == 200
+            each.server.await_frozen()
 
 
 @pytest.mark.parametrize("whom", ["daemon", "both", "hung"])

@@ -56,6 +56,7 @@ _EXTENSIONS = (0, 43, 60)
 
 _H = -HEADER_SIZE  # the record's header is made on the stack, which ends at r10
 _ROUND = _H - 8  # and below it the number of the piece
+_TRANSPORT = _ROUND - 8 - 24  # below that a record's address, and the header of TCP or UDP
 
 
 def program(
@@ -102,13 +103,11 @@ def program(
         for extension in _EXTENSIONS:
             p.jump_if(r1, "==", extension, "unclear")
     p.label("transport")
-    p.set(r3, "=", r9)
-    p.set(r3, "+=", r7)
     p.jump_if(r1, "==", _TCP, "TCP")
     p.jump_if(r1, "!=", _UDP, "pass")
 
-    # A datagram. r8: how many bytes it carries.
-    _have(p, r3, 8)
+    # A datagram. r3: its header, r8: how many bytes it carries.
+    _transport(p, 8)
     _ours(p, r3, ingress, ports, "datagram")
     p.label("datagram")
     _ports(p, r3, ingress)
@@ -124,9 +123,9 @@ def program(
         p.store(1, r10, _H + _KIND, WAKES | UNCLEAR)
         p.jump("bare")
 
-    # A segment. r7: where its bytes begin, r8: how many there are.
+    # A segment. r3: its header, r7: where its bytes begin, r8: how many there are.
     p.label("TCP")
-    _have(p, r3, 20)
+    _transport(p, 20)
     _ours(p, r3, ingress, ports, "segment")
     p.label("segment")
     _ports(p, r3, ingress)
@@ -217,6 +216,22 @@ def program(
     p.set(r0, "=", 1)
     p.exit()
     return p.code()
+
+
+def _transport(p: Program, size: int) -> None:
+    """So many bytes of the header at r7 onto the stack, and r3 is where; go on only if there are as many.
+
+    Who has CAP_BPF and not CAP_PERFMON may not add to the address of a packet what is not known beforehand.
+    """
+    p.set(r1, "=", r6)
+    p.set(r2, "=", r7)
+    p.set(r3, "=", r10)
+    p.set(r3, "+=", _TRANSPORT)
+    p.set(r4, "=", size)
+    p.call(_SKB_LOAD_BYTES)
+    p.jump_if(r0, "!=", 0, "pass")
+    p.set(r3, "=", r10)
+    p.set(r3, "+=", _TRANSPORT)
 
 
 def _have(p: Program, start: Register, size: int) -> None:
