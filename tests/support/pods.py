@@ -361,7 +361,7 @@ def _not_starved(ours: cgroups.Cgroups) -> None:
     place = cgroups.hierarchies().get("cpu")
     if place is not None:
         (place / ours.name).mkdir(exist_ok=True)
-        (place / ours.name / "cpu.shares").write_text("16384")
+        (place / ours.name / "cpu.shares").write_text("262144")
 
 
 @contextmanager
