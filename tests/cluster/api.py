@@ -3,6 +3,7 @@
 import json
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,18 @@ class Api:
         user = known["users"][0]["user"]
         trusted = ssl.create_default_context(cafile=known["clusters"][0]["cluster"]["certificate-authority"])
         trusted.load_cert_chain(user["client-certificate"], user["client-key"])
-        self._client = httpx.Client(base_url=server, verify=trusted, timeout=30, trust_env=False)
+        self._server = server
+        self._trusted = trusted
+        self._of_thread = threading.local()
+
+    @property
+    def _client(self) -> httpx.Client:
+        """Each thread has its own: connections that one closes are not another's to read from."""
+        if not hasattr(self._of_thread, "client"):
+            client = httpx.Client(base_url=self._server, verify=self._trusted, timeout=30, trust_env=False)
+            self._of_thread.client = client
+        made: httpx.Client = self._of_thread.client
+        return made
 
     def call(self, method: str, path: str, body: Json = None, kind: str = "application/json") -> Json:
         """One call; what is answered."""
