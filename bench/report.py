@@ -202,10 +202,12 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 def _conditions(machine: Results, taken: str) -> str:
     kind = "virtual machine" if machine["virtual"] else "machine"
+    busy = " **It was busy with other things: times are longer than they need be.**"
     versions = ", ".join(f"{name} {version or 'missing'}" for name, version in machine["versions"].items())
     return (
         f"{taken}, on a {kind} with {machine['cores']} cores ({machine['cpu']}) and {machine['memory_gib']} GiB, "
-        f"{machine['system']}, Linux {machine['kernel']}; load average before: {machine['load_before']:.2f}. "
+        f"{machine['system']}, Linux {machine['kernel']}; load average before: {machine['load_before']:.2f}."
+        f"{busy if machine['load_before'] > 2 * machine['cores'] else ''} "
         f"{versions}."
     )
 
