@@ -126,9 +126,31 @@ def test_what_queue_proxy_does_not_count_wakes_it_too(make: Make) -> None:
         pod.server.await_frozen()
 
 
+def test_a_tcp_probe_wakes_it_for_the_grace_alone(make: Make) -> None:
+    """Knative's, unless another is asked for. What is said on such a connection later is a request all the same."""
+    with make() as pod:
+        # A pod that has just come is looked at once more when its last container has.
+        until(lambda: pod.server.frozen and pod.server.stands_still(2.5), "it is frozen for good")
+        asked = pod.queue.asked
+        socket.create_connection((pod.ip, PORT)).close()
+        pod.server.await_ticks()
+        pod.server.await_frozen(within=2)
+        assert pod.queue.asked == asked
+        with pod.queue.in_flight(), socket.create_connection((pod.ip, PORT)) as connection:
+            pod.server.await_ticks()
+            pod.server.await_frozen(within=2)
+            connection.sendall(b"GET /index.html HTTP/1.1\r\n")
+            pod.server.await_awake()
+            assert not pod.server.stands_still(0.5)
+            connection.sendall(b"Connection: close\r\n\r\n")
+            assert b"hello" in b"".join(iter(lambda: connection.recv(4096), b""))
+        pod.server.await_frozen()
+        assert pod.queue.asked > asked
+
+
 def test_while_it_is_frozen_nobody_asks_for_statistics(make: Make) -> None:
     with make() as pod:
-        pod.server.await_frozen()
+        until(lambda: pod.server.frozen and pod.server.stands_still(2.5), "it is frozen for good")
         asked = pod.queue.asked
         assert pod.server.stands_still(1.5)
         assert pod.queue.asked == asked
@@ -314,8 +336,8 @@ def test_what_can_be_told_of_it(make: Make, rig: Rig) -> None:
         pod.server.await_frozen()
         pod.queue.get("/index.html")
         name = f'namespace="default",pod="{pod.pod.name}",revision=""'
-        until(lambda: rig.daemon.metric(f"freeze_proxy_pod_thaws_total{{{name}}}") == 1, "the thaw is counted")
-        assert rig.daemon.metric(f"freeze_proxy_pod_wait_seconds_count{{{name}}}") == 1
+        until(lambda: rig.daemon.metric(f"freeze_proxy_pod_thaws_total{{{name}}}") >= 1, "the thaw is counted")
+        assert rig.daemon.metric(f"freeze_proxy_pod_wait_seconds_count{{{name}}}") <= 1
         assert rig.daemon.metric(f"freeze_proxy_pod_frozen_seconds_total{{{name}}}") > 0
         assert f"freeze_proxy_pod_requests_total{{{name}}}" not in rig.daemon.ask("/metrics")[1]
         assert rig.daemon.metric("freeze_proxy_ambient_watched") == 1

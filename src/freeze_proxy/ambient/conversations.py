@@ -25,8 +25,8 @@ MOST_WELCOME = 1 << 14
 """Bytes that a server may say before the client does in a protocol that is understood."""
 _SILENT_SWEEPS = 5
 
-_FIELDS = struct.Struct("=IIHBB")
-_FIELDS_AT = 12
+FIELDS = struct.Struct("=IIHBB")
+FIELDS_AT = 12
 KEY = slice(24, 60)
 """Where a record names its connection: remote and local address, remote and local port."""
 
@@ -119,7 +119,7 @@ class Conversations:
 
     def told(self, record: bytes) -> None:
         """A packet."""
-        sequence, length, copied, kind, flags = _FIELDS.unpack_from(record, _FIELDS_AT)
+        sequence, length, copied, kind, flags = FIELDS.unpack_from(record, FIELDS_AT)
         key = record[KEY]
         conversation = self._all.get(key)
         # Nearly always: bytes, all of them there, in their place, on a connection whose protocol is known.

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 
 from freeze_proxy.ambient import Watch
+from freeze_proxy.ambient.conversations import FIELDS, FIELDS_AT
 from freeze_proxy.ambient.observing import FIRST_BREATH, LATER_BREATHS
+from freeze_proxy.ambient.program import SYN, WAKES
 from freeze_proxy.daemon.ambient.idle import Proof
 from freeze_proxy.daemon.ambient.statistics import Silent, Statistics
 from freeze_proxy.daemon.ambient.turns import Turns
@@ -59,7 +61,7 @@ class Counting(Gated):
         self._active_at = turns.now  # when a packet came last
         self._watches: list[Watch] = []
         self._proof = Proof()
-        self._seen = 0  # the count when nothing was in flight
+        self._seen = 0  # the count when nothing was in flight, and since then of SYNs alone
         self._looked = 0  # the count at the last look
         self._held = False
         self._asking: asyncio.Task[None] | None = None
@@ -90,11 +92,17 @@ class Counting(Gated):
 
     def told(self, record: bytes | None) -> None:
         """A packet that wakes; or some that were not told of, which may have."""
-        if not self._keeper.gate.open and not self._held:
-            self._turns.begin()
-            if record is not None:
-                self._turns.now = int.from_bytes(record[:8], "little") * 1e-9  # since then somebody waits
-            self._hold()
+        if self._held:
+            return
+        self._turns.begin()
+        if record is not None and _only_opens(record):
+            # Nothing can be in flight by that alone. What may come on the connection is told of, too: see `release`.
+            self._seen += 1
+            self._keeper.wake()
+            return
+        if record is not None:
+            self._turns.now = int.from_bytes(record[:8], "little") * 1e-9  # since then somebody waits
+        self._hold()
 
     # What the gate wants.
 
@@ -117,10 +125,10 @@ class Counting(Gated):
             self._breath = self._turns.at(self._turns.now + max(FIRST_BREATH, quiet * LATER_BREATHS), self._breathe)
 
     def release(self) -> None:
-        """It runs."""
+        """It runs. Where nothing but opened connections has woken it, the next packet is waited for still."""
         self._hold_breath()
-        for watch in self._watches:
-            watch.disarm()
+        if self._held:
+            self._disarm()
         self._looked = self._packets()
         self._look_later()
 
@@ -146,6 +154,12 @@ class Counting(Gated):
             self._proof.again()
             self._look_later()
             self._keeper.held()
+            if self._keeper.gate.open:
+                self._disarm()
+
+    def _disarm(self) -> None:
+        for watch in self._watches:
+            watch.disarm()
 
     def _look_later(self) -> None:
         if self._timer is None:
@@ -189,3 +203,9 @@ class Counting(Gated):
         finally:
             if self._asking is asyncio.current_task():
                 self._asking = None
+
+
+def _only_opens(record: bytes) -> bool:
+    """Whether it is of a SYN without data, all that a TCP probe sends."""
+    _, length, _, kind, flags = FIELDS.unpack_from(record, FIELDS_AT)
+    return bool(flags & SYN) and not length and kind == WAKES
