@@ -2,6 +2,9 @@
 
 Nothing at all happens here for a request of a server that runs. A look now and then compares a number in memory; only
 when it has not changed since the last look is queue-proxy asked. While the pod is frozen it is not asked either.
+
+A SYN wakes a frozen pod, but nothing is in flight by that: no byte has come. So it is awake for the grace, while the
+next packet is waited for, and unless that comes it is frozen again. That is all that a TCP probe costs.
 """
 
 import asyncio
