@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ PAUSE = archives.PAUSE
 PYTHON = bases.RUNTIME
 REGISTRY = "freeze-proxy.test"
 OURS = tuple(f"freeze-proxy-{part}:{__version__}" for part in ("daemon", "webhook", "sidecar"))
+_DAY = 86400
 _NOBODY = "65532:65532"
 
 
@@ -98,13 +100,18 @@ def _build_ours(archive: Path) -> None:
 
 
 def _kept(name: str, sources: Sequence[Path], make: Callable[[Path], None]) -> Path:
-    """An archive that is made once from these sources; the one that it replaces goes."""
+    """An archive that is made once from these sources; those of another day go."""
     archive = programs.cache() / f"{name}-{programs.digest(*sources)}.tar"
     if not archive.exists():
-        unfinished = archive.with_suffix(".unfinished")
-        make(unfinished)
+        unfinished = archive.with_suffix(f".{os.getpid()}")
+        try:
+            make(unfinished)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
         for old in programs.cache().glob(f"{name}-*.tar"):
-            old.unlink()
+            if old.stat().st_mtime < time.time() - _DAY:  # younger ones may be another checkout's
+                old.unlink(missing_ok=True)
         unfinished.rename(archive)
     return archive
 
