@@ -72,7 +72,7 @@ def goals(results: Results) -> list[Goal]:
         enough = whole >= 1_000_000 or left or soak["lost"]
         flight = Goal(flight.what, flight.limit, words, left == 0 and not soak["lost"] if enough else None)
     daemon, webhook = results.get("daemon", {}), results.get("webhook", {})
-    ambient = _ambient_goals(results.get("ambient", {}))
+    ambient = _ambient_goals(results.get("ambient", {}), results.get("machine", {}).get("ambient", {}))
     sidecar = _sidecar_goals(results.get("sidecar", {}))
     ours = [*listed, memory, start, median, tail, flight]
     return [*ours, *_daemon_goals(daemon), *sidecar, *_webhook_goals(webhook), *ambient]
@@ -157,8 +157,8 @@ def _webhook_goals(webhook: Results) -> list[Goal]:
     return [cpu, tail]
 
 
-def _ambient_goals(ambient: Results) -> list[Goal]:
-    """Those of ambient, beside no proxy in the same run."""
+def _ambient_goals(ambient: Results, machine: Results) -> list[Goal]:
+    """Those of ambient, beside no proxy in the same run; a busy machine tells nothing of its times."""
     plain = Goal("ambient, packets that wake (source a): p50 of a request, 1 connection", "≤ 1.02 × no proxy's")
     middle = Goal("ambient, exchanges counted (source b): p50 of a request, 1 connection", "≤ 1.02 × no proxy's")
     cpu = Goal("the same, CPU a request in all, 16 connections", "≤ 6 µs more than without")
@@ -176,6 +176,9 @@ def _ambient_goals(ambient: Results) -> list[Goal]:
         above = ambient["wake"]["above_awake"]
         first.measured, first.met = f"{above['p50'] / 1000:.2f} ms", above["p50"] <= 200
         tail.measured, tail.met = f"{above['p99'] / 1000:.2f} ms", above["p99"] <= 1500
+        if machine.get("load_before", 0) > machine.get("cores", 0):
+            for goal in (plain, middle, cpu, first, tail):
+                goal.measured, goal.met = f"{goal.measured}, on a busy machine", None
         crowd = ambient["crowd"]
         kib = crowd["kib_each"] + max(crowd["kernel_kib_each"].values())
         memory.measured, memory.met = f"{kib:.0f} KiB", kib <= 100
