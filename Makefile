@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet
 # What the commands get on top, as in: make test ARGS="-k gate"
 ARGS :=
 # Most tests wait more than they compute, and share the machine; those that measure come after them.
-TOGETHER = $(PYTHON) -m pytest --numprocesses 2 --dist loadgroup --quiet -m "not alone"
+TOGETHER = $(PYTHON) -m pytest --numprocesses 2 --quiet -m "not alone"
 ALONE = $(PYTHON) -m pytest -m alone
 
 .DELETE_ON_ERROR:

@@ -4,9 +4,11 @@ Hypothesis: a profile that is quick, and one that searches for long. ``HYPOTHESI
 number of examples by twenty.
 """
 
+import logging
 import os
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,20 +33,36 @@ settings.register_profile(
 settings.load_profile("freeze-proxy")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first that needs the images waits until they are built.
-
-    Where several processes share the tests, one builds the images and has all that need them; else a file's tests stay
-    together, for what they share.
-    """
+    """The first that needs the images waits until they are built."""
     for item in items:
-        in_pods = "pod" in getattr(getattr(item, "callspec", None), "params", {}).values()
-        if in_pods or "images" in getattr(item, "fixturenames", ()):
+        if "images" in getattr(item, "fixturenames", ()) or _needs_images(item.nodeid):
             item.add_marker(pytest.mark.timeout(300))
-            item.add_marker(pytest.mark.xdist_group("images"))
-        else:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+def _needs_images(nodeid: str) -> bool:
+    return nodeid.startswith(("tests/image/", "tests/pods/")) or re.search(r"[\[-]pod[\]-]", nodeid) is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes share the tests, one builds the images and has all that need them; else a file's tests
+    stay together, for what they share."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    made = LoadScopeScheduling(config, log)
+    made._split_scope = lambda nodeid: "images" if _needs_images(nodeid) else nodeid.partition("::")[0]
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A command that a test runs in this process sets up its log: from which level on is put back."""
+    loggers = logging.getLogger(), logging.getLogger("freeze_proxy")
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

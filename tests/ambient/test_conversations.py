@@ -151,6 +151,23 @@ def test_a_connection_that_was_open_before_is_opaque_until_it_closes(stage: Stag
     assert stage.counts == (0, 0)
 
 
+def test_a_listing_may_lack_a_connection_that_is_there(stage: Stage) -> None:
+    """A long request is silent, and the kernel's tables change while they are read."""
+    line = Line(stage).opens()
+    line.sends(REQUEST)
+    key = line.packet(0)[KEY]
+    for lacking in (2, 1, 2):
+        for _ in range(lacking):
+            stage.all.listed(set())
+            assert stage.counts == (1, 1)
+        stage.all.listed({key})
+    for _ in range(conversations.LISTINGS - 1):
+        stage.all.listed(set())
+        assert stage.counts == (1, 1)
+    stage.all.listed(set())
+    assert stage.counts == (1, 0)
+
+
 def test_lost_records_make_all_opaque_and_new_connections_are_followed_again(stage: Stage) -> None:
     old = Line(stage).opens()
     old.sends(REQUEST)

@@ -23,6 +23,7 @@ MOST_OPENING = 4096
 """Connections of which only a SYN has been seen; beyond, the oldest is forgotten."""
 MOST_WELCOME = 1 << 14
 """Bytes that a server may say before the client does in a protocol that is understood."""
+LISTINGS = 3
 _SILENT_SWEEPS = 5
 
 FIELDS = struct.Struct("=IIHBB")
@@ -81,7 +82,7 @@ class _Direction:
 class _Conversation:
     """One connection."""
 
-    __slots__ = ("client", "first", "observer", "server", "welcome")
+    __slots__ = ("client", "first", "observer", "server", "unlisted", "welcome")
 
     def __init__(self) -> None:
         self.client = _Direction()
@@ -89,6 +90,7 @@ class _Conversation:
         self.first = b""  # bytes from the client that do not yet tell its protocol
         self.welcome = b""  # and what the server has said before
         self.observer: Observer | _Opaque | None = None
+        self.unlisted = 0  # how many listings in a row have lacked it
 
 
 class Conversations:
@@ -189,6 +191,16 @@ class Conversations:
         for key in keys:
             if key not in self._all:
                 self._opaque(key)
+
+    def listed(self, keys: "set[bytes]") -> None:
+        """What a listing has found open. A connection that ``LISTINGS`` in a row lack has ended unseen.
+
+        One may lack what is there: the kernel walks its tables in pieces, and they change meanwhile.
+        """
+        for key, conversation in list(self._all.items()):
+            conversation.unlisted = 0 if key in keys else conversation.unlisted + 1
+            if conversation.unlisted >= LISTINGS and key != _UNREAD:
+                self._over(key, conversation)
 
     def only(self, keys: "set[bytes]") -> None:
         """No others are: what is not among them has ended unseen."""

@@ -332,7 +332,7 @@ class Observing(Gated):
             before = -1  # they cannot be known now
         self.catch_up()
         if self._handed == before:
-            self.conversations.only(there)
+            self.conversations.listed(there)
         self._rest()
 
     def _sweep(self, period: float) -> None:

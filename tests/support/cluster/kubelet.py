@@ -132,8 +132,16 @@ class Container(Ticking):
     # Its end.
 
     def stop(self, grace: int = 0, within: float = 30.0) -> None:
-        """SIGTERM, and SIGKILL after ``grace`` seconds; at once if that is 0."""
-        self._call("StopContainer", within=within + grace, container_id=self.id, timeout=grace)
+        """SIGTERM, and SIGKILL after ``grace`` seconds; at once if that is 0.
+
+        As a kubelet does it, once more where containerd lost its shim on the way: the container was just ending.
+        """
+        try:
+            self._call("StopContainer", within=within + grace, container_id=self.id, timeout=grace)
+        except grpc.RpcError as error:
+            if "ttrpc: closed" not in str(error):
+                raise
+            self._call("StopContainer", within=within + grace, container_id=self.id, timeout=grace)
 
     def await_exit(self, within: float = 10.0) -> None:
         until(lambda: self.state == EXITED, f"container {self.name} has ended", within)
