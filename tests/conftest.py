@@ -56,13 +56,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """A command that a test runs in this process sets up its log: from which level on is put back."""
-    loggers = logging.getLogger(), logging.getLogger("freeze_proxy")
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+def _log_as_ever() -> None:
+    """Commands that earlier tests have run in this process have set up a log, from a level on of their own."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("freeze_proxy").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ seen, and is reported with what to do about it.
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -147,19 +148,27 @@ class RuntimeFreezer(Freezer):
     def _cgroup(self, pid: int) -> tuple[str, bool | None]:
         """The cgroup by which its runtime pauses it, and whether the kernel says that it is frozen.
 
-        ``("", None)`` where it cannot be seen.
+        ``("", None)`` where it cannot be seen, ``None`` also where a v1 freezer stays on its way to a freeze: crun does
+        not wait for its end.
         """
         try:
             for hierarchy, file, word in _SAYS:
                 where = places.frozen_by_runtime(hierarchy, pid, self._id)
                 if where is not None:
-                    with open(os.path.join(where, file), encoding="ascii") as state:
-                        return where, word in state.read().splitlines()
+                    for _ in range(_MOST_LOOKS):
+                        with open(os.path.join(where, file), encoding="ascii") as state:
+                            words = state.read().splitlines()
+                        if "FREEZING" not in words:
+                            return where, word in words
+                        time.sleep(_BETWEEN_LOOKS)
+                    return where, None
         except (FreezeError, OSError):
             pass
         return "", None
 
 
+_MOST_LOOKS, _BETWEEN_LOOKS = 50, 0.001
+"""Looks at a v1 freezer that is on its way, and seconds between two."""
 _SAYS = (
     (places.FREEZER, "freezer.state", "FROZEN"),
     (places.CGROUP2, "cgroup.events", "frozen 1"),

@@ -10,6 +10,7 @@ import pytest
 
 from freeze_proxy.ambient.sockets import Sockets
 from freeze_proxy.daemon.ambient import sockets
+from freeze_proxy.freezers import FreezeError
 from tests.support.ambience import made_cgroup, need_ambient, running_in
 from tests.support.wait import until
 
@@ -28,7 +29,8 @@ def ends(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket
         yield listener, client, stack.enter_context(listener.accept()[0])
 
 
-def test_they_agree(ends: tuple[socket.socket, socket.socket, socket.socket]) -> None:
+def test_they_agree(ends: tuple[socket.socket, socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_MOST_BYTES", 1 << 30)  # other tests may have closed thousands
     listener, client, _ = ends
     port = listener.getsockname()[1]
     netlink, here = Sockets((port,)), sockets.PodSockets((port,), os.getpid())
@@ -46,6 +48,19 @@ def test_they_agree(ends: tuple[socket.socket, socket.socket, socket.socket]) ->
     here.close()
     assert port in sockets.listening(os.getpid())
     client.close()
+
+
+def test_more_than_can_be_looked_at_is_not_taken_for_all(
+    ends: tuple[socket.socket, socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a connection that is missing among them would count as closed, and its request as over."""
+    port = ends[0].getsockname()[1]
+    here = sockets.PodSockets((port,), os.getpid())
+    monkeypatch.setattr(sockets, "_MOST_BYTES", 100)
+    with pytest.raises(FreezeError, match="too many sockets"):
+        here.open()
+    with pytest.raises(FreezeError, match="too many sockets"):
+        here.waiting()
 
 
 def test_nobody_listens_in_a_process_that_is_gone() -> None:

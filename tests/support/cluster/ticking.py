@@ -56,7 +56,10 @@ class Ticking:
     @property
     def frozen(self) -> bool:
         """Whether the kernel says so."""
-        return self.alive and cgroups.frozen(self.pid)
+        try:
+            return self.alive and cgroups.frozen(self.pid)
+        except FileNotFoundError:  # it has just ended
+            return False
 
     def await_frozen(self, within: float = PATIENCE) -> None:
         until(lambda: self.frozen, f"the kernel says that {self.name} is frozen", within)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 
 from freeze_proxy.ambient.sockets import Sockets, plain
+from freeze_proxy.freezers import FreezeError
 
 _LISTEN, _UNCONNECTED = b"0A", b"07"
 _NOBODY = b":0000"
@@ -32,7 +33,7 @@ class PodSockets(Sockets):
 
     def _all(self, states: int) -> Iterator[tuple[int, int, bytes]]:
         for name in ("tcp", "tcp6"):
-            for local, remote, state, waiting, _ in _lines(f"/proc/{self._pid}/net/{name}"):
+            for local, remote, state, waiting, _ in _all_lines(f"/proc/{self._pid}/net/{name}"):
                 if 1 << int(state, 16) & states and _port(local) in self._own_ports:
                     yield int(state, 16), waiting, _address(remote) + _address(local) + _number(remote) + _number(local)
 
@@ -40,7 +41,7 @@ class PodSockets(Sockets):
         return [
             (int(state, 16), waiting, _address(remote) + _address(local) + _number(remote) + _number(local))
             for name in ("udp", "udp6")
-            for local, remote, state, waiting, _ in _lines(f"/proc/{self._pid}/net/{name}")
+            for local, remote, state, waiting, _ in _all_lines(f"/proc/{self._pid}/net/{name}")
             if _port(local) in self._own_ports
         ]
 
@@ -117,17 +118,35 @@ def _port(address: bytes) -> int:
     return int(address.rpartition(b":")[2], 16)
 
 
+def _all_lines(path: str) -> list[Line]:
+    """Each socket. Raises ``FreezeError`` where there are too many: one that is missing must not be held to be gone.
+
+    Most of so many have been closed, and the kernel keeps those for a minute.
+    """
+    found, whole = _read(path)
+    if not whole:
+        raise FreezeError(f"There are too many sockets in {path} to look at all of them.")
+    return found
+
+
 def _lines(path: str, until: bytes = b"") -> list[Line]:
-    """Each socket; of TCP's, those that listen stand first."""
+    """Each socket, as far as the bounds go; of TCP's, those that listen stand first."""
+    return _read(path, until)[0]
+
+
+def _read(path: str, until: bytes = b"") -> tuple[list[Line], bool]:
+    """Sockets, and whether these are all of them."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return []
+        return [], True
     found: list[Line] = []
     rest, size = b"", 0
     try:
-        while size < _MOST_BYTES and (piece := os.read(fd, _PIECE)):
+        while piece := os.read(fd, _PIECE):
             size += len(piece)
+            if size > _MOST_BYTES:
+                return found, False
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 fields = line.split(None, 10)
@@ -138,7 +157,7 @@ def _lines(path: str, until: bytes = b"") -> list[Line]:
             if until and found and found[-1][2] != until:
                 break
     except OSError:
-        return found
+        return found, False
     finally:
         os.close(fd)
-    return found
+    return found, True
