@@ -252,8 +252,11 @@ class AmbientPod:
         return observing
 
     def _connected(self) -> bool:
-        """Whether a connection to the server is open."""
-        return any(sockets.PodSockets(tuple(self._ports), each.pid).open() for each in self._driver.containers[:1])
+        """Whether a connection to the server is open, or that cannot be known."""
+        try:
+            return any(sockets.PodSockets(tuple(self._ports), each.pid).open() for each in self._driver.containers[:1])
+        except FreezeError:
+            return True
 
     def _has_lost(self) -> None:
         _log.debug("packets came faster than they were looked at", extra={"facts": {"pod": str(self.wish)}})
