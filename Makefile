@@ -8,6 +8,8 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet
 ARGS :=
 # Most tests wait more than they compute, and share the machine; those that measure come after them.
 TOGETHER = $(PYTHON) -m pytest --numprocesses 2 --quiet -m "not alone"
+# What has failed beside others is run once more without them: only what fails alone, too, is a fault and no want of time.
+AGAIN = $(PYTHON) -m pytest -m "not alone" --last-failed --last-failed-no-failures none
 ALONE = $(PYTHON) -m pytest -m alone
 
 .DELETE_ON_ERROR:
@@ -21,7 +23,7 @@ demo: $(VENV)/.stamp-run ## See a server fall silent between its requests
 	@$(PYTHON) -m scripts.demo $(ARGS)
 
 test: $(VENV)/.stamp-dev system ## Run every test
-	$(if $(ARGS),$(PYTHON) -m pytest $(ARGS),$(TOGETHER) && $(ALONE))
+	$(if $(ARGS),$(PYTHON) -m pytest $(ARGS),($(TOGETHER) || $(AGAIN)) && $(ALONE))
 
 soak: $(VENV)/.stamp-dev system ## Ten thousand freezes in pods with requests racing them; probes of pods frozen for 90 s
 	FREEZE_PROXY_SOAK=yes $(PYTHON) -m pytest tests/traffic/test_race.py tests/pods/test_probed.py -k "pod or probed" $(ARGS)
