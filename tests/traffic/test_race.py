@@ -48,7 +48,7 @@ def _judge(report: Event, tries: int, latencies: list[float]) -> None:
     assert report["refused"] == 0
     # The first may come before the node's daemon has answered at all.
     assert report["failures"] <= (report["freezer"] == "pod")
-    assert report["freezes"] > tries / 8, "The tries did not meet freezes."
+    assert report["freezes"] > tries / 4, "The tries did not meet freezes."
 
 
 @pytest.mark.parametrize("freezer", ["cgroup1", "process"])
@@ -108,7 +108,7 @@ def test_several_at_once(start: Start, many: Many, tmp_path: Path) -> None:
         for client_ in raw:
             client_.close()
         report = running.end()
-    assert report["freezes"] > rounds / 8
+    assert report["freezes"] > rounds / 4
     assert report["refused"] == 0
     assert report["requests"] == len(latencies) == rounds * clients
     assert max(latencies) < LONGEST

@@ -50,6 +50,8 @@ def test_an_idle_websocket_lets_the_server_freeze_and_lives_on(start: Start, tmp
         report = running.end()
     assert report["requests"] == 3
     assert report["freezes"] >= 3
+    # Beside a server it may just have been let run, so that its connections can end in time, when a message came.
+    assert report["thaw"]["count"] >= 3 or report.get("way") == "ambient"
 
 
 def test_events_arrive_when_they_are_sent_and_keep_the_server_awake(start: Start, tmp_path: Path) -> None:
