@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar
 from freeze_proxy.control.messages import AWAKE, FROZEN, THROTTLED
 from freeze_proxy.daemon.journal import Entry, Journal, Record
 from freeze_proxy.daemon.pods import Container, Pod
+from freeze_proxy.daemon.rounds import Rounds
 from freeze_proxy.freezers import FreezeError, Freezer, Gone, processes
 from freeze_proxy.freezers.remade import remade
 
@@ -37,8 +38,6 @@ _WATCH_EVERY = 1.0
 _REMEMBERED = 60.0
 """Seconds for which the number of a pod's newest order is remembered: longer than any review and look-up takes."""
 _THREADS = 8
-_A_WHILE = 16
-"""Containers looked at in one go before others have their turn."""
 
 ASKED, LEASE, ENDING, UNCLAIMED, UNDONE, SHUTDOWN = "asked", "lease", "ending", "unclaimed", "undone", "shutdown"
 """Why something is thawed."""
@@ -182,6 +181,7 @@ class Freezing:
         self._patience = patience
         self._pool = ThreadPoolExecutor(_THREADS, "freezer")
         self._wards: dict[str, Ward] = {}
+        self._watched = Rounds(self._wards.values)
         self._leases: dict[Holder, set[str]] = {}
         self._retries: dict[Target, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -308,20 +308,19 @@ class Freezing:
         return len(unclaimed)
 
     async def watch(self) -> None:
-        """For ever: look whether what is frozen is asked to end, has been thawed by others, or is gone."""
+        """For ever: look whether what is frozen is asked to end, has been thawed by others, or is gone.
+
+        Nothing tells of a signal that waits. Of so many pods all are looked at each second, of more in turn.
+        """
         while True:
             await asyncio.sleep(_WATCH_EVERY)
-            looked = 0
-            for ward in list(self._wards.values()):
+            async for ward in self._watched.turn():
                 for key, target in list(ward.targets.items()):
-                    looked += 1
-                    if looked % _A_WHILE == 0:
-                        await asyncio.sleep(0)
                     if ward.targets.get(key) is target and not self._look(ward, target):
                         self._strike(ward, target)
                 long_ago = asyncio.get_running_loop().time() - ward.since > _REMEMBERED
-                if not ward.targets and ward.lease is None and long_ago:
-                    self._wards.pop(ward.uid, None)
+                if not ward.targets and ward.lease is None and long_ago and self._wards.get(ward.uid) is ward:
+                    del self._wards[ward.uid]
 
     async def close(self, why: str = SHUTDOWN) -> None:
         """Thaw everything, and freeze nothing from now on."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from freeze_proxy.annotations import NEVER_FROZEN, SIDECARS
 from freeze_proxy.daemon import places
 from freeze_proxy.daemon.cri import Lister, RuntimeAway, Sandbox
+from freeze_proxy.daemon.rounds import Rounds
 from freeze_proxy.freezers import FreezeError, Freezer, Gone
 
 __all__ = ["Container", "NoContainer", "NoPod", "Pod", "Pods", "RuntimeAway"]
@@ -166,6 +167,8 @@ class Pods:
         self._absent: dict[str, tuple[float, str]] = {}
         self._lookups: dict[str, asyncio.Task[Pod]] = {}
         self._places = asyncio.Semaphore(_MOST_LOOKUPS)
+        self._pods_in_turn = Rounds(self._pods.values)
+        self._containers_in_turn = Rounds(self._containers.values)
 
     def __len__(self) -> int:
         return len(self._pods)
@@ -204,15 +207,13 @@ class Pods:
 
     async def sweep(self) -> None:
         """Forget what is no longer true. To be called every few seconds; holds nobody else up."""
-        for pod in list(self._pods.values()):
-            if self._stale(pod) and self._pods.get(pod.uid) is pod:
+        async for pod in self._pods_in_turn.turn():
+            if self._pods.get(pod.uid) is pod and self._stale(pod):
                 self.forget(pod.uid)
-            await asyncio.sleep(0)
-        for id, container in list(self._containers.items()):
-            if not container.alive():
-                # Nothing is left in it that could be frozen; a look-up may have been quicker, and thinks otherwise.
-                self._containers.pop(id).close()
-            await asyncio.sleep(0)
+        async for container in self._containers_in_turn.turn():
+            # Nothing is left in it that could be frozen; a look-up may have been quicker, and thinks otherwise.
+            if self._containers.get(container.id) is container and not container.alive():
+                self._containers.pop(container.id).close()
         now = self._clock()
         for uid, (until, _) in list(self._absent.items()):
             if now >= until:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from freeze_proxy.control.messages import COUNTS, SECONDS, WAIT_BOUNDS, WAITS
 from freeze_proxy.daemon.pods import Pod, Pods
+from freeze_proxy.daemon.rounds import Rounds
 
 MOST_PODS = 1024
 """Of which something is kept; a kubelet runs a few hundred."""
@@ -126,6 +127,7 @@ class Sidecars:
         self._pods = pods
         self._said: dict[str, _Said] = {}
         self._uids: dict[Hashable, str] = {}
+        self._in_turn = Rounds(self._said.values)
 
     def __len__(self) -> int:
         return len(self._said)
@@ -153,10 +155,10 @@ class Sidecars:
 
     async def sweep(self) -> None:
         """Forget those who are gone, whoever holds their connection. To be called every few seconds."""
-        for uid, said in list(self._said.items()):
-            if not said.pod.alive() and self._pods.known(uid) in (None, said.pod) and self._said.get(uid) is said:
+        async for said in self._in_turn.turn():
+            uid = said.pod.uid
+            if self._said.get(uid) is said and not said.pod.alive() and self._pods.known(uid) in (None, said.pod):
                 del self._said[uid]
-            await asyncio.sleep(0)
 
     async def text(self) -> bytes:
         """All of it in Prometheus' text format; others have their turn meanwhile."""

@@ -135,12 +135,18 @@ def asked_to_end(pid: int) -> bool:
     the process or its main thread (``SigPnd``, ``ShdPnd`` of /proc/PID/status, proc(5)). False where there is no such
     process.
     """
-    pending = 0
     try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith(("SigPnd:", "ShdPnd:")):
-                    pending |= int(line.split()[1], 16)
+        fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            status = os.read(fd, 8192)
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
-    return bool(pending & _ENDINGS)
+    return bool((_mask(status, b"\nSigPnd:\t") | _mask(status, b"\nShdPnd:\t")) & _ENDINGS)
+
+
+def _mask(status: bytes, field: bytes) -> int:
+    """``field`` begins with a newline, which the name of a process cannot have there."""
+    at = status.index(field) + len(field)
+    return int(status[at : status.index(b"\n", at)], 16)
