@@ -13,8 +13,9 @@ import pytest
 
 from freeze_proxy.ambient.bpf import INGRESS, attached
 from freeze_proxy.annotations import PREFIX
+from freeze_proxy.daemon.ambient.sockets import PodSockets
 from tests.support.ambience import need_ambient
-from tests.support.ambient_pods import ATTACH, PORT, AmbientPod
+from tests.support.ambient_pods import AGAIN, ATTACH, PORT, AmbientPod
 from tests.support.api_server import ApiServer
 from tests.support.cluster import cgroups
 from tests.support.cluster.containerd import Containerd
@@ -329,6 +330,56 @@ def test_one_without_queue_proxy_is_frozen_by_what_its_packets_say(make: Make, r
             connection.sendall(b"Connection: close\r\n\r\n")
             assert b"hello" in b"".join(iter(lambda: connection.recv(4096), b""))
         pod.server.await_frozen(within=2)
+
+
+KINDS = pytest.mark.parametrize("queue_proxy", [True, False], ids=["counted", "observed"])
+
+
+@KINDS
+def test_a_server_that_is_killed_while_frozen_is_started_again_by_who_looks_after_it(
+    make: Make, queue_proxy: bool
+) -> None:
+    """As when memory runs out. Nobody listens then, so no packet would wake who is to start it."""
+    with make(queue_proxy=queue_proxy, serve=AGAIN) as pod:
+        pod.server.await_frozen()
+        (server,) = pod.servers()
+        os.kill(server, signal.SIGKILL)
+        pod.server.await_awake()
+        # It is frozen again before anybody listens, which is seen as well.
+        until(lambda: pod.servers() not in ([], [server]), "it is started again")
+        until(lambda: answers(pod), "it listens again")
+        pod.server.await_frozen()
+        assert pod.queue.past("/index.html")[0] == 200
+
+
+@KINDS
+def test_what_waits_in_a_socket_wakes_it_after_the_freeze(make: Make, queue_proxy: bool) -> None:
+    """The server has not got round to it: here it was stopped."""
+    with make(queue_proxy=queue_proxy) as pod, socket.socket() as client:
+        pod.server.await_frozen()
+        assert pod.queue.past("/index.html")[0] == 200
+        (server,) = pod.servers()
+        pod.server.await_awake()
+        os.kill(server, signal.SIGSTOP)
+        client.settimeout(20)
+        client.connect((pod.ip, PORT))
+        if queue_proxy:  # who says that nothing is in flight; else it is known to be
+            client.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
+        pod.server.await_frozen()
+        os.kill(server, signal.SIGCONT)
+        if not queue_proxy:
+            waits = PodSockets((PORT,), pod.server.pid)
+            until(lambda: not waits.look().waiting, "the connection is accepted, though no packet comes")
+            client.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
+        assert b"hello" in b"".join(iter(lambda: client.recv(4096), b""))
+        pod.server.await_frozen()
+
+
+def answers(pod: AmbientPod) -> bool:
+    try:
+        return pod.queue.past("/index.html")[0] == 200
+    except ConnectionError:
+        return False
 
 
 def test_what_can_be_told_of_it(make: Make, rig: Rig) -> None:

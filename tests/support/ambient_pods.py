@@ -3,9 +3,12 @@
 import itertools
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
+from freeze_proxy.freezers import cgroup
 from tests.support.api_server import ApiServer
+from tests.support.cluster import cgroups
 from tests.support.cluster.kubelet import Kubelet
 from tests.support.cluster.ticking import TICK
 from tests.support.node import NAME
@@ -22,9 +25,14 @@ def address() -> str:
     return f"127.{100 + os.getpid() % 100}.{number // 250 + 1}.{number % 250 + 1}"
 
 
-def serving(ip: str) -> tuple[str, ...]:
+SERVE = "httpd -p $AT -h /tmp"
+AGAIN = "while :; do httpd -f -p $AT -h /tmp; sleep 0.5; done &"
+"""One that is started again, half a second after it has ended."""
+
+
+def serving(ip: str, how: str = SERVE) -> tuple[str, ...]:
     """A server of files at an address, that ticks as well."""
-    return (*TICK[:2], f"echo hello >/tmp/index.html; httpd -p {ip}:{PORT} -h /tmp; {TICK[2]}")
+    return (*TICK[:2], f"echo hello >/tmp/index.html; AT={ip}:{PORT}; {how}\n{TICK[2]}")
 
 
 class AmbientPod:
@@ -39,11 +47,12 @@ class AmbientPod:
         namespace: str = "default",
         queue_proxy: bool = True,
         period: float = 0.25,
+        serve: str = SERVE,
     ) -> None:
         self.ip = address()
         self._api_server = api_server
         self.queue = QueueProxy(self.ip, period)
-        names = {"user-container": serving(self.ip)} | ({"queue-proxy": TICK} if queue_proxy else {})
+        names = {"user-container": serving(self.ip, serve)} | ({"queue-proxy": TICK} if queue_proxy else {})
         self.pod = kubelet.pod(names, runtime)
         self.server = self.pod["user-container"]
         self.path = f"/api/v1/namespaces/{namespace}/pods/{self.pod.name}"
@@ -81,6 +90,11 @@ class AmbientPod:
             ],
         }
         self._api_server.put(self.path, self.facts)
+
+    def servers(self) -> list[int]:
+        """PIDs of what serves, as the node counts processes."""
+        pids = cgroup.members(str(cgroups.places(self.server.pid)[""]))
+        return [pid for pid in pids if b"httpd" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0:2]]
 
     def __enter__(self) -> Self:
         self.queue.__enter__()

@@ -9,7 +9,7 @@ opaque: it counts as in flight until it closes or, where asked for, until it has
 """
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from freeze_proxy.ambient.program import DATAGRAM, FIN, FROM_SERVER, HEADER_SIZE, RST, SYN, UNCLEAR, WAKES
 from freeze_proxy.observe import Http1, Http2, Observer, Tally, pick
@@ -112,6 +112,11 @@ class Conversations:
         return sum(each.observer.in_flight for each in self._all.values() if each.observer is not None)
 
     @property
+    def opening(self) -> bool:
+        """Whether there is one in which nobody has said anything: the server may not know of it yet."""
+        return bool(self._opening)
+
+    @property
     def kept(self) -> bool:
         """Whether a connection is open in which nothing is in flight: the server may be about to end it."""
         return any(
@@ -192,7 +197,7 @@ class Conversations:
             if key not in self._all:
                 self._opaque(key)
 
-    def listed(self, keys: "set[bytes]") -> None:
+    def listed(self, keys: Collection[bytes]) -> None:
         """What a listing has found open. A connection that ``LISTINGS`` in a row lack has ended unseen.
 
         One may lack what is there: the kernel walks its tables in pieces, and they change meanwhile.

@@ -4,38 +4,28 @@ Nothing of this is on a request's path. Records are read in batches: while there
 there are none, the watch is armed and the next one wakes the loop. Before the gate decides, all that has come is read.
 """
 
-import os
 import struct
 import time
 from collections.abc import Callable
 from functools import partial
 
 from freeze_proxy.ambient.conversations import Conversations
-from freeze_proxy.ambient.program import KIND_AT, WAKES
-from freeze_proxy.ambient.sockets import Sockets
+from freeze_proxy.ambient.program import DATAGRAM, KIND_AT, WAKES
+from freeze_proxy.ambient.sockets import Seen, Sockets
+from freeze_proxy.ambient.stillness import Stillness
 from freeze_proxy.ambient.watcher import Watch, Watcher
-from freeze_proxy.freezers import FreezeError, cgroup
+from freeze_proxy.freezers import FreezeError
 from freeze_proxy.gate import FROZEN
 from freeze_proxy.keeper import Gated, Keeper
-from freeze_proxy.loop import READ, Loop, Timer
+from freeze_proxy.loop import READ, Loop
 
 _TIME = struct.Struct("=Q")
 RING_SIZE = 4 << 20
 """Bytes: what comes while this process does not get its turn for a while is to find room."""
 LEAST_PAUSE, MOST_PAUSE = 0.0005, 0.02
 """Seconds between two looks into the ring while records keep coming; a quarter of the grace, within these bounds."""
-FIRST_BREATH, LATER_BREATHS = 1.0, 1 / 8
-"""Seconds frozen until the server is let run for a grace where clients keep connections open, and the part of the time
-since the last packet after which it is again. A server ends idle connections after a time of its own. Were it frozen
-then, it would find that time over at the thaw, and reset the very connection on which a request has come."""
-WAITS = (0.0, 0.1, 1.0)
-"""Seconds that the server is awake, and a grace each time, for what has waited in its sockets through a freeze."""
 MOST_LOOKS = 200
 """How often a record that was counted is looked for until it is held to be lost."""
-LISTENER_PERIOD = 0.1
-"""Seconds between two looks whether a server listens again that had stopped to."""
-MOST_WATCHED = 256
-"""How many processes of the server, the oldest first, are watched for their end while it is frozen."""
 CENSUS_PERIOD = 1.0
 """Seconds between two looks whether connections that count as in flight are still there."""
 
@@ -45,8 +35,8 @@ class Observing(Gated):
 
     ``ports`` are those that it listens on. With ``any_socket`` what comes to another socket of its, such as an answer
     from a database, wakes it as well. ``on_loss`` is called when packets came faster than they could be looked at.
-    Several share a ``watcher``, which somebody else has read whenever its ``fd`` is readable; whoever has it also knows
-    when a server of theirs does not listen any more.
+    Several share a ``watcher``, which somebody else has read whenever its ``fd`` is readable. ``stillness`` looks at
+    the server while it stands still, if not one of its own.
     """
 
     def __init__(
@@ -60,6 +50,7 @@ class Observing(Gated):
         any_socket: bool,
         on_loss: Callable[[], None],
         watcher: Watcher | None = None,
+        stillness: Stillness | None = None,
     ) -> None:
         self._loop = loop
         self._keeper = keeper
@@ -68,15 +59,12 @@ class Observing(Gated):
         self._census_is_due = False
         self._handed = 0
         self._looks = 0
-        self._breath: Timer | None = None
+        self._stillness = stillness or Stillness(loop, keeper, (path,))
+        self._datagrams = False  # whether one has come since it stood still last
         self._active_at = loop.now  # when a packet came last that wakes
         self._sockets: Sockets | None = None
-        self._waiting: set[tuple[bytes, int]] = set()
-        self._waited = 0  # how often for the same
         self.conversations = Conversations(keeper, self._touch)
         self._on_loss = on_loss
-        self._cgroup = path
-        self._processes: dict[int, int] = {}  # PID to pidfd
         self._shared = watcher is not None
         self._turn_is_due = False
         self._closed = False
@@ -97,6 +85,7 @@ class Observing(Gated):
     def start(self, sockets: Sockets, idle_stream: float | None) -> None:
         """The server listens. ``sockets`` knows its connections; those that were open before were not seen to begin."""
         self._sockets = sockets
+        self._stillness.start(sockets)
         self.catch_up()
         self._look_for_unseen()
         if idle_stream is not None:
@@ -107,8 +96,8 @@ class Observing(Gated):
         """Take the programs away."""
         self.conversations.only(set())
         self._closed = True
-        for pid in list(self._processes):
-            self._forget_process(pid)
+        self._stillness.close()
+        self._sockets = None
         for watch in self._watches:
             watch.close()
         self._watches = []
@@ -116,8 +105,6 @@ class Observing(Gated):
             if hasattr(self, "watch"):
                 self._loop.forget(self.watcher.fd)
             self.watcher.close()
-        if self._sockets is not None:
-            self._sockets.close()
 
     # What the gate wants.
 
@@ -141,88 +128,17 @@ class Observing(Gated):
         """It runs."""
         if self._closed:
             return
-        if self._breath is not None:
-            self._breath.cancel()
-            self._breath = None
+        self._stillness.over()
         self._poll_later()
 
     def stands_still(self) -> None:
-        """The freeze is done: somebody must listen, and no byte wait that the server has not had its time to read.
-
-        One that waits on and on is not wanted: the server is woken for it a few times, for longer each time.
-        """
-        if self._closed or self._sockets is None or self._keeper.gate.state != FROZEN:
+        """The freeze is done: what it did not get round to must not wait for ever."""
+        if self._closed or self._keeper.gate.state != FROZEN:
             return
         self._look_again()
-        if not self._shared:
-            self._watch_processes()
-        try:
-            listens, waiting = self._sockets.waiting()
-        except FreezeError:
-            self._touch()  # in doubt, awake
-            return
-        if not listens and not self._shared:
-            self._keeper.unready()
-            self._await_listener()
-        elif waiting and (seconds := self._waits_for(waiting)) is not None:
-            self._keeper.wake()
-            self._keeper.held()
-            self._loop.at(time.monotonic() + seconds, self._keeper.ended)
-        elif self.conversations.kept:
-            quiet = self._loop.now - self._active_at
-            self._breath = self._loop.at(self._loop.now + max(FIRST_BREATH, quiet * LATER_BREATHS), self._breathe)
-        self._waiting = waiting
-
-    def _waits_for(self, waiting: set[tuple[bytes, int]]) -> float | None:
-        """How long to have it awake for what waits in its sockets; ``None``: it has had its time."""
-        if waiting - self._waiting:
-            self._waited = 0
-        else:
-            self._waited += 1
-        return WAITS[self._waited] if self._waited < len(WAITS) else None
-
-    # A server that does not listen gets no packets: it would not be woken by anybody.
-
-    def _watch_processes(self) -> None:
-        """Who ends while all stand still, killed by somebody, may have been the one that listens."""
-        there = set(sorted(cgroup.members(self._cgroup))[:MOST_WATCHED])
-        for pid in self._processes.keys() - there:
-            self._forget_process(pid)
-        for pid in there - self._processes.keys():
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError:
-                self._touch()  # It has ended just now.
-                continue
-            self._processes[pid] = pidfd
-            self._loop.watch(pidfd, READ, partial(self._process_ended, pid))
-
-    def _process_ended(self, pid: int, _events: int) -> None:
-        self._forget_process(pid)
-        if not self._keeper.gate.open:
-            self._touch()
-
-    def _forget_process(self, pid: int) -> None:
-        pidfd = self._processes.pop(pid)
-        self._loop.forget(pidfd)
-        os.close(pidfd)
-
-    def _await_listener(self) -> None:
-        assert self._sockets is not None
-        try:
-            listens, _ = self._sockets.waiting()
-        except FreezeError:
-            listens = False
-        if listens:
-            self._keeper.ready()
-        else:
-            self._loop.at(self._loop.now + LISTENER_PERIOD, self._await_listener)
-
-    def _breathe(self) -> None:
-        """Let it run for a grace."""
-        self._breath = None
-        if not self._closed:
-            self._keeper.wake()
+        # What has begun in a connection is in flight until it ends. So nothing can wait but what says nothing yet.
+        reason, self._datagrams = self._datagrams or self.conversations.opening, False
+        self._stillness.begun(self._active_at, self.conversations.kept, reason)
 
     # Records.
 
@@ -234,8 +150,11 @@ class Observing(Gated):
             return
         self._handed += 1
         self._loop.now = at = _TIME.unpack_from(record)[0] * 1e-9  # when it came: graces begin then
-        if record[KIND_AT] & WAKES:
+        kind = record[KIND_AT]
+        if kind & WAKES:
             self._active_at = at
+        if kind & DATAGRAM:
+            self._datagrams = True
         self.conversations.told(record)
         if self._shared and not self._turn_is_due:
             self._turn_is_due = True
@@ -325,14 +244,14 @@ class Observing(Gated):
         self._census_is_due = False
         if self._closed or self._sockets is None or not self._keeper.gate.open:
             return
-        before = self._handed
-        try:
-            there = set(self._sockets.open())
-        except FreezeError:
-            before = -1  # they cannot be known now
+        self._sockets.ask(partial(self._listed, self._handed))
+
+    def _listed(self, before: int, seen: Seen) -> None:
         self.catch_up()
-        if self._handed == before:
-            self.conversations.listed(there)
+        if self._closed or not self._keeper.gate.open:
+            return
+        if seen.known and self._handed == before:
+            self.conversations.listed(seen.connections)
         self._rest()
 
     def _sweep(self, period: float) -> None:

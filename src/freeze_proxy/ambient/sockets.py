@@ -5,7 +5,8 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from freeze_proxy.freezers import FreezeError
 
@@ -13,11 +14,33 @@ _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
 _REQUEST, _DUMP = 0x001, 0x300
 _DONE, _ERROR = 3, 2
 _ESTABLISHED, _FIN_WAIT1, _CLOSE_WAIT, _LISTEN = 1, 4, 8, 10
+_UNCONNECTED = 7
+"""A datagram socket that takes them from anybody."""
 _OPEN = (1 << _ESTABLISHED) | (1 << _FIN_WAIT1) | (1 << 5) | (1 << _CLOSE_WAIT)
 _HEADER = struct.Struct("=IHHII")
 _ASKED = struct.Struct("=BBBxI2s2s16s16sI8s")
 _ANSWER = struct.Struct("=BBxx2s2s16s16sI8xIII")
 _CLONE_NEWNET = 0x40000000
+
+
+UNKNOWN = frozenset({(b"what cannot be looked at", 0)})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How the sockets of a server are: whether somebody listens, and its connections, as in ``conversations.KEY``.
+
+    ``waiting``: in which of them bytes, or connections, wait for the server, and how many.
+    """
+
+    listens: bool
+    connections: frozenset[bytes]
+    waiting: frozenset[tuple[bytes, int]]
+
+    @property
+    def known(self) -> bool:
+        """Whether it could be looked at."""
+        return self.waiting is not UNKNOWN
 
 
 class Sockets:
@@ -37,12 +60,25 @@ class Sockets:
         """Its connections, each in the words of ``conversations.KEY``."""
         return [key for _, _, key in self._all(_OPEN)]
 
-    def waiting(self) -> tuple[bool, set[tuple[bytes, int]]]:
-        """Whether somebody listens; and in which sockets bytes, or connections, wait for the server, and how many."""
-        found = list(self._all(_OPEN | 1 << _LISTEN))
-        listens = any(state == _LISTEN for state, _, _ in found)
-        found += self._datagrams()
-        return listens, {(key, waiting) for _, waiting, key in found if waiting}
+    def look(self) -> Seen:
+        """How they all are."""
+        streams, datagrams = list(self._all(_OPEN | 1 << _LISTEN)), self._datagrams()
+        return Seen(
+            any(state == _LISTEN for state, _, _ in streams) or any(state == _UNCONNECTED for state, _, _ in datagrams),
+            frozenset(key for state, _, key in streams if state != _LISTEN),
+            frozenset((key, waiting) for _, waiting, key in streams + datagrams if waiting),
+        )
+
+    def ask(self, told: Callable[[Seen], None]) -> None:
+        """``told`` is called, now or later, with what a ``look`` tells."""
+        told(self.seen())
+
+    def seen(self) -> Seen:
+        """``look``, without raising: what cannot be looked at counts as something that waits."""
+        try:
+            return self.look()
+        except FreezeError:
+            return Seen(True, frozenset(), UNKNOWN)
 
     def close(self) -> None:
         """Lets the network go."""

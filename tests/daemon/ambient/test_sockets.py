@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from freeze_proxy.ambient.sockets import Sockets
+from freeze_proxy.ambient.sockets import Seen, Sockets
 from freeze_proxy.daemon.ambient import sockets
 from freeze_proxy.freezers import FreezeError
 from tests.support.ambience import made_cgroup, need_ambient, running_in
@@ -35,15 +35,15 @@ def test_they_agree(ends: tuple[socket.socket, socket.socket, socket.socket], mo
     port = listener.getsockname()[1]
     netlink, here = Sockets((port,)), sockets.PodSockets((port,), os.getpid())
     assert here.open() == netlink.open() != []
-    assert here.waiting() == netlink.waiting() == (True, set())
+    assert here.look() == netlink.look() == Seen(True, frozenset(netlink.open()), frozenset())
     client.sendall(b"hello")
-    until(lambda: netlink.waiting()[1], "the bytes have come")
-    ((_, count),) = here.waiting()[1]
+    until(lambda: netlink.look().waiting, "the bytes have come")
+    ((_, count),) = here.look().waiting
     assert count == 5
-    assert here.waiting() == netlink.waiting()
+    assert here.look() == netlink.look()
     with socket.create_connection(listener.getsockname()[:2]):
-        until(lambda: len(netlink.waiting()[1]) == 2, "another one waits to be accepted")
-        assert here.waiting() == netlink.waiting()
+        until(lambda: len(netlink.look().waiting) == 2, "another one waits to be accepted")
+        assert here.look() == netlink.look()
     netlink.close()
     here.close()
     assert port in sockets.listening(os.getpid())
@@ -60,7 +60,7 @@ def test_more_than_can_be_looked_at_is_not_taken_for_all(
     with pytest.raises(FreezeError, match="too many sockets"):
         here.open()
     with pytest.raises(FreezeError, match="too many sockets"):
-        here.waiting()
+        here.look()
 
 
 def test_nobody_listens_in_a_process_that_is_gone() -> None:

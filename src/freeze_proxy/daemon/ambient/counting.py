@@ -10,16 +10,16 @@ next packet is waited for, and unless that comes it is frozen again. That is all
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from freeze_proxy.ambient import Watch
 from freeze_proxy.ambient.conversations import FIELDS, FIELDS_AT
-from freeze_proxy.ambient.observing import FIRST_BREATH, LATER_BREATHS
 from freeze_proxy.ambient.program import SYN, WAKES
+from freeze_proxy.ambient.sockets import Sockets
+from freeze_proxy.ambient.stillness import Stillness
 from freeze_proxy.daemon.ambient.idle import Proof
 from freeze_proxy.daemon.ambient.statistics import Silent, Statistics
 from freeze_proxy.daemon.ambient.turns import Turns
-from freeze_proxy.gate import FROZEN
 from freeze_proxy.keeper import Gated, Keeper
 from freeze_proxy.loop import Timer
 
@@ -44,13 +44,13 @@ class Counting(Gated):
         ip: Callable[[], str],
         said: str,
         served: Callable[[], None],
-        fresh: Callable[[], bool],
-        connected: Callable[[], bool],
+        fresh: Callable[[], Awaitable[bool]],
+        stillness: Stillness,
     ) -> None:
         """``said``: the pod's name for the log. ``served`` is told when requests are seen to have been there.
 
         ``fresh`` tells whether the watches are still those that it takes; if not, it closes this, for another to take
-        its place. ``connected`` tells whether a connection to the server is open.
+        its place. ``stillness`` looks at the server while it stands still, and is closed with this.
         """
         self._turns = turns
         self._keeper = keeper
@@ -59,8 +59,7 @@ class Counting(Gated):
         self._said = said
         self._served = served
         self._fresh = fresh
-        self._connected = connected
-        self._breath: Timer | None = None
+        self._stillness = stillness
         self._active_at = turns.now  # when a packet came last
         self._watches: list[Watch] = []
         self._proof = Proof()
@@ -72,14 +71,15 @@ class Counting(Gated):
         self._failures = 0
         keeper.gated = self
 
-    def start(self, watches: list[Watch]) -> None:
+    def start(self, watches: list[Watch], sockets: Sockets) -> None:
         """These count from now on; what was in flight before is not known."""
         self._watches = watches
+        self._stillness.start(sockets)
         self._hold()
 
     def close(self) -> None:
         """Look no longer, and take the programs away."""
-        self._hold_breath()
+        self._stillness.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -123,29 +123,19 @@ class Counting(Gated):
         """The freeze is done: what was counted before the watch was armed has woken nobody."""
         if self._packets() != self._seen:
             self.told(None)
-        elif self._watches and self._keeper.gate.state == FROZEN and self._connected():
-            quiet = self._turns.now - self._active_at
-            self._breath = self._turns.at(self._turns.now + max(FIRST_BREATH, quiet * LATER_BREATHS), self._breathe)
+        elif self._watches:
+            # Once a request has been there, what it has not read is looked for, and who keeps a connection.
+            self._stillness.begun(self._active_at, None)
 
     def release(self) -> None:
         """It runs. Where nothing but opened connections has woken it, the next packet is waited for still."""
-        self._hold_breath()
+        self._stillness.over()
         if self._held:
             self._disarm()
         self._looked = self._packets()
         self._look_later()
 
     # Inside.
-
-    def _breathe(self) -> None:
-        """As in ``observing``: what the server has to do with idle connections, it is to do before a request comes."""
-        self._breath = None
-        self._keeper.wake()
-
-    def _hold_breath(self) -> None:
-        if self._breath is not None:
-            self._breath.cancel()
-            self._breath = None
 
     def _packets(self) -> int:
         return sum(watch.packets for watch in self._watches)
@@ -198,7 +188,9 @@ class Counting(Gated):
             self._proof.heard(report)
             if not report.clean:
                 self._served()
-            if self._held and self._proof.holds(packets := self._packets()) and self._fresh():
+            if self._proof.holds(self._packets()) and not await self._fresh():
+                return
+            if self._held and self._proof.holds(packets := self._packets()):
                 self._seen = packets
                 self._held = False
                 self._turns.begin()

@@ -87,6 +87,7 @@ class Ambient:
         for attended in self._attended.values():
             attended.end()
         self._attended.clear()
+        self._tools.pool.shutdown(wait=False, cancel_futures=True)
         asyncio.get_running_loop().remove_reader(self._watcher.fd)
         self._watcher.close()
         await self._statistics.close()

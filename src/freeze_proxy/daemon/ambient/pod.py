@@ -10,10 +10,15 @@ It has a gate of its own and is, to the daemon's freezing, one more client with 
 import asyncio
 import logging
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from freeze_proxy.ambient import Watch, Watcher
 from freeze_proxy.ambient.observing import Observing
+from freeze_proxy.ambient.sockets import Sockets
+from freeze_proxy.ambient.stillness import Stillness
 from freeze_proxy.control.server import Request
 from freeze_proxy.daemon.ambient import sockets
 from freeze_proxy.daemon.ambient.counting import Counting
@@ -33,10 +38,17 @@ from freeze_proxy.keeper import Gated, Keeper
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
 """Seconds from a look for the pod's containers that was in vain to the next."""
 
+_LOOK_AT_SOCKETS_AFTER = 1.0
+"""Seconds of standing still, unless there is a reason to do so at once: a look at them takes milliseconds."""
+_LOOKS_TO_A_LOOK_AT_PORTS = 5
+_MOST_PROCESSES = 16
+"""Of a container, the oldest first, that are watched for their end while it is frozen."""
+
 AT_ONCE = 4
 """Pods that are looked for at a time: at a start there may be hundreds, and the runtime answers others as well."""
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,7 @@ class Tools:
     statistics: Statistics
     sidecars: Sidecars
     turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "sockets"))
 
 
 class NotYet(Exception):
@@ -70,6 +83,8 @@ class AmbientPod:
         self._pod: Pod | None = None
         self._served = False
         self._attaching: asyncio.Task[None] | None = None
+        self._looks = 0
+        self._looking: asyncio.Task[bool] | None = None
         self.trouble = "It is being looked for."
 
     @property
@@ -105,8 +120,15 @@ class AmbientPod:
             self._numbers.requests(self._keeper.requests, self._keeper.in_flight_seconds())
             if self._keeper.requests and not self._keeper.gate.in_flight:
                 self._has_served()
-            if self._keeper.gate.open:
-                self._fresh()
+            self._looks += 1
+            if self._keeper.gate.open and self._looks % _LOOKS_TO_A_LOOK_AT_PORTS == 0 and self._looking is None:
+                self._looking = asyncio.create_task(self._fresh())
+                self._looking.add_done_callback(self._has_looked)
+
+    def _has_looked(self, done: asyncio.Task[bool]) -> None:
+        self._looking = None
+        if not done.cancelled():
+            done.result()
 
     def again(self) -> None:
         """Thaw it, and look for its containers anew."""
@@ -148,20 +170,28 @@ class AmbientPod:
             self._served = True
             self._follow_readiness()
 
-    def _fresh(self) -> bool:
+    async def _fresh(self) -> bool:
         """Whether all ports that are listened on are watched; if not, they will be."""
         if self.wish.any_socket:
             return True
-        containers = self._driver.containers
+        source, containers = self._source, self._driver.containers
         try:
-            if self._ports.issuperset(port for each in containers for port in sockets.listening(each.pid)):
-                return True
-            if self._listening(containers) <= self._ports:  # others in the pod have new ones
-                return True
+            fresh = await self._in_thread(lambda: self._has_all_ports(containers))
         except (NotYet, FreezeError):  # gone, say
-            pass
-        self.again()
-        return False
+            fresh = False
+        if source is not self._source:
+            return False
+        if not fresh:
+            self.again()
+        return fresh
+
+    def _has_all_ports(self, containers: list[Container]) -> bool:
+        if self._ports.issuperset(port for each in containers for port in sockets.listening(each.pid)):
+            return True
+        return self._listening(containers) <= self._ports  # others in the pod have new ones
+
+    async def _in_thread(self, look: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._tools.pool, look)
 
     def _listening(self, containers: list[Container]) -> frozenset[int]:
         return frozenset().union(*(sockets.of(self._place(each), each.pid) for each in containers))
@@ -196,25 +226,25 @@ class AmbientPod:
         places = [self._place(each) for each in containers]
         if self._tools.freezing.knows(uid):  # what an earlier daemon has left of it
             await self._tools.freezing.thaw(uid, (), Request.next_number())
-        self._ports = frozenset() if self.wish.any_socket else self._listening(containers)
-        if not self._ports and not self.wish.any_socket:
+        any_socket = self.wish.any_socket
+        self._ports = frozenset() if any_socket else await self._in_thread(lambda: self._listening(containers))
+        if not self._ports and not any_socket:
             raise NotYet("It listens on no port.")
         matter = tuple(sorted(self._ports)) if len(self._ports) <= sockets.MOST else ()
         self._tools.sidecars.heard(uid, self._driver, self._numbers)
         self._pod, self._driver.pod, self._driver.containers = pod, pod, containers
         self._turns.begin()
+        found = sockets.SlowlySeen(tuple(self._ports), containers[0].pid, self._turns, self._tools.pool)
         if self.wish.queue_proxy:
-            self._source = self._counted(places, matter)
+            self._source = self._counted(places, matter, found)
         else:
-            # The containers of several have the pod's cgroup in common.
-            place = places[0] if len(places) == 1 else os.path.dirname(places[0])
-            self._source = self._observed(place, matter, containers[0].pid)
+            self._source = self._observed(places, matter, found)
         self.trouble = ""
         self._follow_readiness()
         facts = {"pod": str(self.wish), "containers": list(self.wish.containers), "ports": sorted(self._ports)}
         _log.info("an ambient pod is watched", extra={"facts": facts})
 
-    def _counted(self, places: list[str], ports: tuple[int, ...]) -> Counting:
+    def _counted(self, places: list[str], ports: tuple[int, ...], found: Sockets) -> Counting:
         counting = Counting(
             self._turns,
             self._keeper,
@@ -223,7 +253,7 @@ class AmbientPod:
             str(self.wish),
             self._has_served,
             self._fresh,
-            self._connected,
+            self._stillness(places),
         )
         watches: list[Watch] = []
         try:
@@ -233,30 +263,28 @@ class AmbientPod:
             for watch in watches:
                 watch.close()
             raise
-        counting.start(watches)
+        counting.start(watches, found)
         return counting
 
-    def _observed(self, place: str, ports: tuple[int, ...], pid: int) -> Observing:
+    def _observed(self, places: list[str], ports: tuple[int, ...], found: Sockets) -> Observing:
         gate = self.wish.gate
         observing = Observing(
             self._turns,
             self._keeper,
-            place,
+            # The containers of several have the pod's cgroup in common.
+            places[0] if len(places) == 1 else os.path.dirname(places[0]),
             ports,
             grace=gate.grace,
             any_socket=self.wish.any_socket,
             on_loss=self._has_lost,
             watcher=self._tools.watcher,
+            stillness=self._stillness(places),
         )
-        observing.start(sockets.PodSockets(tuple(self._ports), pid), gate.idle_stream)
+        observing.start(found, gate.idle_stream)
         return observing
 
-    def _connected(self) -> bool:
-        """Whether a connection to the server is open, or that cannot be known."""
-        try:
-            return any(sockets.PodSockets(tuple(self._ports), each.pid).open() for each in self._driver.containers[:1])
-        except FreezeError:
-            return True
+    def _stillness(self, places: list[str]) -> Stillness:
+        return Stillness(self._turns, self._keeper, places, _LOOK_AT_SOCKETS_AFTER, _MOST_PROCESSES)
 
     def _has_lost(self) -> None:
         _log.debug("packets came faster than they were looked at", extra={"facts": {"pod": str(self.wish)}})

@@ -1,10 +1,17 @@
-"""The sockets of a pod, as /proc tells them (proc_net_tcp, the kernel's documentation): that takes no capability."""
+"""The sockets of a pod, as /proc tells them (proc_net_tcp, the kernel's documentation): that takes no capability.
+
+It takes time: to find those of one network, the kernel goes through its table of all connections, some milliseconds on
+a machine with much memory. So it is done in a thread wherever somebody else may wait for the loop meanwhile.
+"""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
-from freeze_proxy.ambient.sockets import Sockets, plain
+from freeze_proxy.ambient.sockets import Seen, Sockets, plain
+from freeze_proxy.daemon.ambient.turns import Turns
 from freeze_proxy.freezers import FreezeError
 
 _LISTEN, _UNCONNECTED = b"0A", b"07"
@@ -22,7 +29,10 @@ Line = tuple[bytes, bytes, bytes, int, int]
 
 
 class PodSockets(Sockets):
-    """Like ``Sockets``, of the pod of a process: those with these local ports, whichever container's they are."""
+    """Like ``Sockets``, of the pod of a process: those with these local ports, whichever container's they are.
+
+    Without ports nothing is known of them.
+    """
 
     def __init__(self, ports: tuple[int, ...], pid: int) -> None:
         self._own_ports = frozenset(ports)
@@ -30,6 +40,10 @@ class PodSockets(Sockets):
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def look(self) -> Seen:
+        """See ``Sockets``."""
+        return super().look() if self._own_ports else Seen(True, frozenset(), frozenset())
 
     def _all(self, states: int) -> Iterator[tuple[int, int, bytes]]:
         for name in ("tcp", "tcp6"):
@@ -44,6 +58,24 @@ class PodSockets(Sockets):
             for local, remote, state, waiting, _ in _all_lines(f"/proc/{self._pid}/net/{name}")
             if _port(local) in self._own_ports
         ]
+
+
+class SlowlySeen(PodSockets):
+    """The same, whose ``ask`` looks in a thread of ``pool``, and tells on the loop of ``turns``."""
+
+    def __init__(self, ports: tuple[int, ...], pid: int, turns: Turns, pool: ThreadPoolExecutor) -> None:
+        super().__init__(ports, pid)
+        self._turns = turns
+        self._pool = pool
+
+    def ask(self, told: Callable[[Seen], None]) -> None:
+        """See ``Sockets``."""
+
+        def looked(done: Future[Seen]) -> None:
+            if not done.cancelled():
+                self._turns.soon_from_thread(partial(told, done.result()))
+
+        self._pool.submit(self.seen).add_done_callback(looked)
 
 
 def _address(written: bytes) -> bytes:

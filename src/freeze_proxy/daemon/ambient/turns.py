@@ -1,6 +1,7 @@
 """The loop that a keeper knows, on top of asyncio's."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -29,6 +30,11 @@ class Turns(Loop):
     def soon(self, call: Callable[[], None]) -> None:
         """See ``Loop``."""
         self._asyncio.call_soon(self._turn, call)
+
+    def soon_from_thread(self, call: Callable[[], None]) -> None:
+        """Like ``soon``, for another thread than the loop's, which may have ended."""
+        with contextlib.suppress(RuntimeError):
+            self._asyncio.call_soon_threadsafe(self._turn, call)
 
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """See ``Loop``; for reading alone."""
