@@ -7,10 +7,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from bench import ambient, daemon, freezers, relay, report, sidecar, soak, wake, webhook
+from bench import ambient, ambient_node, daemon, freezers, relay, report, sidecar, soak, wake, webhook
 from bench.machine import ROOT, BenchError, end_on_sigterm, facts
 
-PARTS = ("relay", "soak", "freezers", "wake", "daemon", "sidecar", "webhook", "ambient")
+PARTS = ("relay", "soak", "freezers", "wake", "daemon", "sidecar", "webhook", "ambient", "ambient-node")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,6 +73,8 @@ def _measure(part: str, quick: bool, scenario: tuple[str, ...], results: dict[st
             results[part] = freezers.run(quick, tell)
         elif part == "ambient":
             results[part] = ambient.run(quick, tell)
+        elif part == "ambient-node":
+            results[part] = ambient_node.run(quick, tell)
         elif part == "wake":
             results[part] = wake.run(quick, tell)
         elif part == "sidecar":

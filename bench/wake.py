@@ -48,9 +48,9 @@ class UnavailableError(BenchError):
 class Client:
     """Sends requests to one port and times the first byte that comes back, in microseconds."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1", keep: bool = True) -> None:
         self._address = (host, port)
-        self._kept = self._connect()
+        self._kept = self._connect() if keep else socket.socket()
 
     def _connect(self) -> socket.socket:
         connection = socket.create_connection(self._address, PATIENCE)

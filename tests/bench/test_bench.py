@@ -154,6 +154,21 @@ def test_ambient_beside_no_proxy_the_relay_and_nginx(tmp_path: Path) -> None:
     assert "A thousand frozen servers" in (tmp_path / "benchmarks.md").read_text()
 
 
+def test_ambient_pods_and_what_a_daemon_pays_for_them(tmp_path: Path) -> None:
+    need_ambient()
+    need_root()
+    ran = bench("--quick", "--only", "ambient-node", "--out", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    node = json.loads((tmp_path / "latest.json").read_text())["ambient-node"]
+    assert node["others"] == {"cpu_us": 0, "woken": 0}
+    assert node["questions"] == 0
+    for source in ("observed", "counted"):
+        assert 0 < node[source]["kinds"]["new"]["awake"]["p50"] < node[source]["kinds"]["new"]["frozen"]["p50"]
+    assert 0 < min(node["heard_s"])
+    assert max(node["heard_s"]) < 10
+    assert "Ambient pods: the daemon of a node" in (tmp_path / "benchmarks.md").read_text()
+
+
 @pytest.mark.parametrize("during", ["freeze-proxy-test", "freeze-proxy-bench"])
 def test_a_daemon_benchmark_that_is_told_to_end_leaves_no_cgroup_behind(during: str, tmp_path: Path) -> None:
     """In the middle of its first measurement and of its second."""
