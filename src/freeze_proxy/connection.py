@@ -84,6 +84,7 @@ class Connection:
     """A client's connection, and the one to the server that belongs to it while there is need of one."""
 
     __slots__ = (
+        "_ahead",
         "_bulk",
         "_client_done",
         "_first",
@@ -112,6 +113,7 @@ class Connection:
         self.server: Side | None = None
         self._recv_client = client.recv
         self._send_client = client.send
+        self._ahead: _socket.socket | None = None  # to the server, of no use before the gate opens
         self._bulk = False  # the server sent much at once, and may do so again
         self._first = b""  # bytes from the client that do not yet tell its protocol
         self._hold = False  # what is held is no exchange, and is counted by ourselves
@@ -264,22 +266,47 @@ class Connection:
             self.client.read(False)
 
     def _connect(self) -> bool:
-        try:
-            server = tcp_socket(self.connections.target)
-        except OSError:  # out of descriptors: those of this client help the others
+        server = self._take_ahead() or self._connected()
+        if server is None:
             self.close(reset=True)
             return False
-        refused = server.connect_ex(self.connections.target)
-        if refused and refused != errno.EINPROGRESS:
-            server.close()
-            self.close(reset=True)
-            return False
-        server.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         self.server = Side(self.connections.loop, server, self._on_server)
         self._recv_server = server.recv
         self._recv_server_into = server.recv_into
         self._send_server = server.send
         return True
+
+    def _connected(self) -> _socket.socket | None:
+        """A new connection to the server, or one that is being made."""
+        try:
+            server = tcp_socket(self.connections.target)
+        except OSError:  # out of descriptors: those of this client help the others
+            return None
+        refused = server.connect_ex(self.connections.target)
+        if refused and refused != errno.EINPROGRESS:
+            server.close()
+            return None
+        server.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+        return server
+
+    def _take_ahead(self) -> _socket.socket | None:
+        """The connection that was made while the gate was shut, if it stands."""
+        server, self._ahead = self._ahead, None
+        if server is not None:
+            try:
+                server.getpeername()  # fails where nobody has accepted: the kernel would ask again after a second
+                server.recv(1, _socket.MSG_PEEK)
+            except BlockingIOError:
+                return server
+            except OSError:
+                pass  # a new one will tell what is wrong
+            server.close()
+        return None
+
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def _flush_server(self) -> None:
         assert self.server is not None
@@ -344,6 +371,10 @@ class Connection:
         if not observer.in_flight:
             self._hold = True
             self.connections.keeper.held()
+        if self.server is None and self.connections.waiting == {self}:
+            # The kernel accepts for a server that stands still, in the time that its thaw takes anyway. Only for the
+            # first: a server's backlog may be short, and what does not find room waits for a second.
+            self._ahead = self._connected()
 
     def release(self) -> None:
         """The gate is open: send on what was held."""
@@ -364,6 +395,7 @@ class Connection:
                 pass  # There is nothing more, or the client is gone, as the answer to it will tell.
         refusal = self.observer.refusal()
         self.held = b""
+        self._drop_ahead()
         self.observer.closed()
         self._end_hold()
         if not refusal:
@@ -476,6 +508,7 @@ class Connection:
             if self.server is not None:
                 self.server.close(reset)
                 self.server = None
+            self._drop_ahead()
             if self.observer is not None:
                 self.observer.closed()
             self._end_hold()

@@ -231,8 +231,9 @@ class World(RuleBasedStateMachine):
     @rule()
     def a_connection_is_dead(self) -> None:
         self.turn()  # What was said before arrives: the client takes it for a sign of life.
-        if self.stage.listener.peers:
-            self.daemon.die_silently(self.stage.listener.peers[-1])
+        peer = self.stage.listener.peers[-1]
+        if not peer.left:  # The end that it has put to that arrives as well.
+            self.daemon.die_silently(peer)
 
     @precondition(lambda self: self.daemon.dead)
     @rule()

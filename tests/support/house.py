@@ -221,11 +221,12 @@ class Upstream:
         self.listener.settimeout(PATIENCE)
         self.port: int = self.listener.getsockname()[1]
         self.accepted: list[socket.socket] = []
+        self._early: list[socket.socket] = []
 
     def accept(self, receive_buffer: int | None = None) -> socket.socket:
         if receive_buffer is not None:
             self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        connection, _ = self.listener.accept()
+        connection = self._early.pop(0) if self._early else self.listener.accept()[0]
         connection.settimeout(PATIENCE)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.accepted.append(connection)
@@ -233,14 +234,30 @@ class Upstream:
 
     def nobody_comes(self, within: float = 0.05) -> bool:
         """Whether no connection arrives for a while."""
+        return self._comes(within) is None
+
+    def hears_nothing(self, within: float = 0.05) -> bool:
+        """Whether no byte arrives for a while. A connection may, ahead of them: ``accept`` returns it if it stays."""
+        early = self._comes(within)
+        if early is None:
+            return True
+        try:
+            early.settimeout(within)
+            return not early.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            early.settimeout(PATIENCE)
+            self._early.append(early)
+            return True
+
+    def _comes(self, within: float) -> socket.socket | None:
         self.listener.settimeout(within)
         try:
             self.accepted.append(self.listener.accept()[0])
         except TimeoutError:
-            return True
+            return None
         finally:
             self.listener.settimeout(PATIENCE)
-        return False
+        return self.accepted[-1]
 
     def __enter__(self) -> Self:
         return self

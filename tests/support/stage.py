@@ -4,6 +4,7 @@ The loop runs only inside ``Stage.until`` and ``Stage.run_for``; the sockets bet
 """
 
 import json
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,15 @@ class Peer:
             self._data = rest[length:]
             found.append(Asked(path, fields, rest[:length]))
         return found
+
+    @property
+    def left(self) -> bool:
+        """Whether this end is closed, or the client's FIN or RST is there to be read."""
+        if self.ended:
+            return True
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def send(self, data: bytes) -> None:
         try:

@@ -92,7 +92,7 @@ def test_a_request_waits_for_the_thaw_and_goes_on_when_it_is_done() -> None:
         client.sendall(GET)
         house.await_order()
         assert house.state() == THAWING
-        assert upstream.nobody_comes()
+        assert upstream.hears_nothing()
         house.answer()
         server = upstream.accept()
         assert read_exactly(server, len(GET)) == GET
@@ -123,6 +123,61 @@ def test_all_that_arrive_during_a_thaw_go_together() -> None:
         assert house.hand.thaws == 1
 
 
+def test_the_first_that_waits_is_connected_meanwhile_and_the_others_when_it_is_over() -> None:
+    with Upstream() as upstream, House(upstream.port) as house:
+        house.await_frozen()
+        house.hold_thaws()
+        clients = [house.client() for _ in range(3)]
+        for client in clients:
+            client.sendall(GET)
+        until(lambda: house.in_flight() == 3, "all three are in flight")
+        early = upstream.accept()
+        assert quiet(early)
+        assert upstream.nobody_comes()
+        house.answer()
+        for server in (early, upstream.accept(), upstream.accept()):
+            assert read_exactly(server, len(GET)) == GET
+            server.sendall(OK)
+        for client in clients:
+            assert read_exactly(client, len(OK)) == OK
+            client.close()
+
+
+@pytest.mark.parametrize("by_reset", [False, True])
+def test_a_connection_that_ends_during_the_thaw_is_made_again(by_reset: bool) -> None:
+    with Upstream() as upstream, House(upstream.port) as house:
+        house.await_frozen()
+        house.hold_thaws()
+        client = house.client()
+        client.sendall(GET)
+        early = upstream.accept()
+        assert quiet(early)
+        if by_reset:
+            reset(early)
+        else:
+            early.close()
+        house.answer()
+        server = upstream.accept()
+        assert read_exactly(server, len(GET)) == GET
+        server.sendall(OK)
+        assert read_exactly(client, len(OK)) == OK
+        client.close()
+
+
+def test_the_connection_of_a_request_that_is_refused_is_given_up() -> None:
+    with Upstream() as upstream, House(upstream.port, Settings(grace=0.02, thaw_timeout=0.2)) as house:
+        house.await_frozen()
+        house.hold_thaws()
+        client = house.client()
+        client.sendall(GET)
+        early = upstream.accept()
+        assert read_to_end(client).startswith(b"HTTP/1.1 503 ")
+        assert read_to_end(early) == b""
+        house.answer()
+        assert upstream.nobody_comes()
+        client.close()
+
+
 def test_a_request_during_a_freeze_orders_the_thaw_and_waits_for_it() -> None:
     with Upstream() as upstream, House(upstream.port, ready=False) as house:
         house.hand.freeze_after = None
@@ -134,7 +189,7 @@ def test_a_request_during_a_freeze_orders_the_thaw_and_waits_for_it() -> None:
         house.await_state(THAWING)
         house.answer()  # the freeze, which is done too late to count
         assert house.state() == THAWING
-        assert upstream.nobody_comes()
+        assert upstream.hears_nothing()
         house.answer()  # the thaw
         server = upstream.accept()
         assert read_exactly(server, len(GET)) == GET
@@ -270,8 +325,8 @@ def test_a_failed_thaw_is_answered_503_and_the_next_request_after_it_gets_throug
         assert f"Content-Length: {len(body)}".encode() in head
         assert body
         client.close()
-        assert upstream.nobody_comes()
-        assert ("refused", 1) in house.notes.told
+        assert upstream.hears_nothing()
+        until(lambda: ("refused", 1) in house.notes.told, "that is told")
         until(lambda: house.in_flight() == 0, "the refused one is no longer in flight")
 
         again = house.client()
@@ -486,7 +541,7 @@ def test_h2_streams_whose_thaw_fails_are_refused_on_a_new_connection() -> None:
         client.await_event(h2.events.ConnectionTerminated)
         assert read_to_end(client.socket) == b""
         until(lambda: house.in_flight() == 0, "nothing is in flight")
-        assert upstream.nobody_comes()
+        assert upstream.hears_nothing()
         client.socket.close()
         until(lambda: house.connections() == 0, "the connection is gone")
 
@@ -530,7 +585,7 @@ def test_an_h2_server_that_closes_while_a_request_is_held_closes_the_connection(
         client.await_event(h2.events.ConnectionTerminated)
         house.answer()
         assert read_to_end(client.socket) == b""
-        assert upstream.nobody_comes()
+        assert upstream.hears_nothing()
         assert house.in_flight() == 0
         client.socket.close()
         until(lambda: house.connections() == 0, "the connection is gone")

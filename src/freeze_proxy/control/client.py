@@ -143,6 +143,7 @@ class Client(Driver):
         "_side",
         "_silence",
         "_thaw",
+        "_thaw_in_words",
         "_thaw_owed",
         "_thaw_since",
         "_timer",
@@ -151,6 +152,7 @@ class Client(Driver):
         "_unanswered",
         "_unheard",
         "_watching",
+        "_worded",
         "state",
     )
 
@@ -193,6 +195,8 @@ class Client(Driver):
         self._answers = Answers()
         self._unanswered: list[str] = []  # what has been sent on this connection: perhaps NUMBERS, then FREEZE, THAW
         self._watching = False  # for the daemon's silence
+        self._worded: bytes | None = None  # the token in them
+        self._thaw_in_words = b""
         self._thaw_since = 0.0  # when the thaw was sent, or the last answer came
         self._report: Timer | None = None
         self._reported = b""  # the numbers that it knows
@@ -293,7 +297,13 @@ class Client(Driver):
         else:
             self._thaw_since = self._loop.now
             self._watch()
-        self._write(path, request(path, self._host, token, self._body, lease=path == FREEZE))
+        if path == FREEZE:
+            data = request(path, self._host, token, self._body, lease=True)
+        else:
+            if token is not self._worded:
+                self._worded, self._thaw_in_words = token, request(path, self._host, token, self._body)
+            data = self._thaw_in_words
+        self._write(path, data)
         return ""
 
     def _write(self, path: str, data: bytes) -> None:

@@ -241,15 +241,16 @@ class Freezing:
         known = {target.record.id for target in ward.targets.values()}
         thawed = {}
         for container in containers:
+            if container.id in frozen and container.id not in known:
+                continue  # it was gone when it was to be thawed
             thawed[container.id] = {"name": container.name, "id": container.id, "state": AWAKE}
+            if container.id in frozen:
+                continue
             try:
                 freezer = container.freezer("freeze")
-                if container.id in frozen:
-                    if freezer.quick:
-                        freezer.alive()  # raises Gone
-                elif ward.epoch != epoch:
+                if ward.epoch != epoch:
                     continue  # a newer order has come
-                elif freezer.quick:
+                if freezer.quick:
                     freezer.thaw()
                 elif container.id not in known:  # asking a runtime takes milliseconds
                     async with ward.lock(container.id):

@@ -49,14 +49,14 @@ class Metrics:
         for what in ("freeze", "thaw"):
             for reason in ("gone", "slow", "error"):
                 self._failures.labels(what, reason)
-        for why in (freezing.ASKED, freezing.LEASE, freezing.ENDING, freezing.UNCLAIMED, freezing.UNDONE):
-            self._thawed.labels(why)
+        whys = (freezing.ASKED, freezing.LEASE, freezing.ENDING, freezing.UNCLAIMED, freezing.UNDONE, freezing.SHUTDOWN)
+        thawed = {why: self._thawed.labels(why) for why in whys}
         for status in (400, 403, 404, 405, 409, 503, 504):
             self._refused.labels(str(status))
         for outcome in (identity.ACCEPTED, identity.REFUSED, identity.UNREACHABLE):
             self._reviews.labels(outcome)
         self.identity = _OfIdentity(self._reviews, self._hits)
-        self.freezing = _OfFreezing(self._thawed, self._failures, self._meddled)
+        self.freezing = _OfFreezing(thawed, self._failures, self._meddled)
 
     def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
         """A gauge, read at each scrape."""
@@ -88,13 +88,13 @@ class _OfIdentity(identity.Observer):
 
 
 class _OfFreezing(freezing.Observer):
-    def __init__(self, thawed: Counter, failures: Counter, meddled: Counter) -> None:
+    def __init__(self, thawed: dict[str, Counter], failures: Counter, meddled: Counter) -> None:
         self._thawed = thawed
         self._failures = failures
         self._meddled = meddled
 
     def thawed(self, why: str) -> None:
-        self._thawed.labels(why).inc()
+        self._thawed[why].inc()
 
     def failed(self, what: str, error: FreezeError) -> None:
         reason = "gone" if isinstance(error, Gone) else "slow" if isinstance(error, freezing.TooSlow) else "error"

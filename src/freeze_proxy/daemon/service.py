@@ -3,6 +3,7 @@
 In the order of the checks: path and method, token, body, pod, containers. Nothing but the token says which pod it is.
 """
 
+import asyncio
 import json
 import logging
 import time
@@ -166,7 +167,8 @@ class Service:
         state = AWAKE
         if not order.thaw and order.mode != "dry-run":
             state = THROTTLED if order.mode == "throttle" else FROZEN
-        self._metrics.carried_out("thaw" if order.thaw else "freeze", took)
+        # Counted when the answer has left: somebody may wait for that.
+        asyncio.get_running_loop().call_soon(self._metrics.carried_out, "thaw" if order.thaw else "freeze", took)
         if _log.isEnabledFor(logging.DEBUG):
             facts = {"pod": f"{caller.namespace}/{caller.name}", "state": state, "took_us": round(took * 1e6)}
             _log.debug("carried out", extra={"facts": facts})
