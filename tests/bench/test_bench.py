@@ -78,7 +78,7 @@ def test_the_soak_leaves_nothing_in_flight(tmp_path: Path) -> None:
     assert soak["relay"]["connections"] == 0
 
 
-def test_the_daemon_beside_every_other_way_and_with_a_thousand_containers(tmp_path: Path) -> None:
+def test_the_daemon_beside_every_other_way_and_with_hundreds_of_containers(tmp_path: Path) -> None:
     need_the_runtimes()
     ran = bench("--quick", "--only", "daemon", "--out", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
@@ -99,8 +99,8 @@ def test_the_daemon_beside_every_other_way_and_with_a_thousand_containers(tmp_pa
     assert daemon["first"]["freeze"]["p50"] > daemon["first"]["review"]["p50"] > 0
 
     assert {name: (load["pods"], load["each"]) for name, load in daemon["loads"].items()} == {
-        "pods": (1000, 1),
-        "fours": (250, 4),
+        "pods": (200, 1),
+        "fours": (50, 4),
     }
     for load in (*daemon["loads"].values(), *daemon["memory"].values()):
         assert load["sent"] == load["answered"] > 500
@@ -112,7 +112,7 @@ def test_the_daemon_beside_every_other_way_and_with_a_thousand_containers(tmp_pa
 
     met = {goal["limit"]: goal["met"] for goal in results["goals"]}
     assert met["p99 ≤ 5 ms, nothing lost"] is None, "a few seconds are not a minute"
-    assert met["≤ 45 MiB"] in (True, False)
+    assert met["≤ 45 MiB"] is None, "nor are fifty pods a node"
     page = (tmp_path / "benchmarks.md").read_text()
     assert "containerd, Tasks API" in page
     assert "images/bench-pausing.svg" in page
