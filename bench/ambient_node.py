@@ -15,6 +15,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -22,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -125,16 +125,21 @@ class Pods:
             raise BenchError(f"The benchmark's cgroups in {self._top} could not be removed.")
 
 
-class Statistics(threading.Thread):
+class Statistics(multiprocessing.Process):
     """Says once a second that there has been no request, for whichever pod is asked about; ``asked`` counts."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.asked = 0
+        self._asked = multiprocessing.Value("Q", 0)
         self._began = time.monotonic()
 
+    @property
+    def asked(self) -> int:
+        """How often it has been."""
+        return int(self._asked.value)
+
     def run(self) -> None:
-        """In a thread of its own."""
+        """In a process of its own, so that whoever measures is not held up."""
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
@@ -145,7 +150,7 @@ class Statistics(threading.Thread):
         stat = classes("bench.queue", TABLE)["Stat"]
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while await reader.readuntil(b"\r\n\r\n"):
-                self.asked += 1
+                self._asked.value += 1
                 body = stat(process_uptime=1.0 + int(time.monotonic() - self._began)).SerializeToString()
                 head = f"HTTP/1.1 200 OK\r\nContent-Type: {KIND}\r\nContent-Length: {len(body)}\r\n\r\n"
                 writer.write(head.encode() + body)
@@ -200,7 +205,7 @@ def _woken_in_turn(some: list[Pod], rested: wake.Client, turns: int) -> wake.Sam
     for turn in range(turns):
         client, stillness = clients[turn % len(clients)]
         stillness.wait()
-        time.sleep(rng.uniform(0.02, 0.03))
+        time.sleep(rng.uniform(0.1, 0.2))  # so that few are awake at a time
         taken["frozen"].append(client.new())
         taken["awake"].append(client.new())
         time.sleep(0.01)
@@ -220,6 +225,9 @@ def measure(count: int, quick: bool, tell: Tell) -> dict[str, Any]:
     figures: dict[str, Any] = {"pods": count, "seconds": span}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        asked = Statistics()
+        asked.start()
+        stack.callback(asked.kill)
         pods = Pods(str(folder))
         stack.callback(pods.close)
         tell(f"ambient pods: start {count}")
@@ -229,8 +237,6 @@ def measure(count: int, quick: bool, tell: Tell) -> dict[str, Any]:
         crowd = [pods.one(ASKS, bool(number % 2), small=True) for number in range(count - 1 - len(some))]
         asking = [often, *some, *crowd]
         api = stack.enter_context(ApiServer(folder / "api"))
-        asked = Statistics()
-        asked.start()
         socket = folder / "cri.sock"
         spec = {"socket": str(socket), "pods": [_known(pod) for pod in asking]}
         runtime = stack.enter_context(helper("bench.cri_stand_in", folder, spec, LOAD_CORE))
@@ -267,7 +273,7 @@ def measure(count: int, quick: bool, tell: Tell) -> dict[str, Any]:
             "woken": sum(pod.switches() for pod in crowd) - woken,
         }
         tell("ambient pods: others are woken, one after another")
-        figures["counted"] = wake.figures(_woken_in_turn(some, usual, turns // 4))
+        figures["counted"] = wake.figures(_woken_in_turn(some, usual, turns // 8))
         for client in (kept, usual):
             client.close()
         stillness.close()

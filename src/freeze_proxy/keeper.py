@@ -30,6 +30,9 @@ class Driver:
         """Let the target run, whatever became of the order before."""
         raise NotImplementedError
 
+    def hurry(self) -> None:
+        """A thaw will be ordered as soon as all has been thought of: let it run now, where that takes microseconds."""
+
 
 class Gated:
     """What obeys the gate: the relay."""
@@ -166,6 +169,11 @@ class Keeper(Tally):
     def disarm(self) -> None:
         """Thaw, and freeze no more."""
         self._carry_out(self.gate.disarm(self._loop.now))
+
+    def hurry(self) -> None:
+        """What is told next will lead to a thaw, for which somebody waits: begin it before it is thought about."""
+        if not self.gate.open:
+            self._driver.hurry()
 
     def wake(self) -> None:
         """Have the server awake for something that nobody waits for; ``held`` keeps it so until ``ended``."""

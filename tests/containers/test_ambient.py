@@ -1,10 +1,14 @@
 """Pods without a sidecar in real containers of cgroup2 alone: frozen by what queue-proxy says, woken by packets."""
 
+import contextlib
+import http.client
 import os
 import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +19,14 @@ from freeze_proxy.ambient.bpf import INGRESS, attached
 from freeze_proxy.annotations import PREFIX
 from freeze_proxy.daemon.ambient.sockets import PodSockets
 from tests.support.ambience import need_ambient
-from tests.support.ambient_pods import AGAIN, ATTACH, PORT, AmbientPod
+from tests.support.ambient_pods import AGAIN, ATTACH, PORT, SERVE, AmbientPod
 from tests.support.api_server import ApiServer
 from tests.support.cluster import cgroups
 from tests.support.cluster.containerd import Containerd
 from tests.support.cluster.kubelet import Kubelet
 from tests.support.daemons import Daemon
 from tests.support.node import Node
+from tests.support.ports import free_port
 from tests.support.wait import until
 
 AWAY = "the API server cannot be followed; what is known goes on"
@@ -358,7 +363,7 @@ def test_what_waits_in_a_socket_wakes_it_after_the_freeze(make: Make, queue_prox
     with make(queue_proxy=queue_proxy) as pod, socket.socket() as client:
         pod.server.await_frozen()
         assert pod.queue.past("/index.html")[0] == 200
-        (server,) = pod.servers()
+        server = min(pod.servers())  # it has another for each request
         pod.server.await_awake()
         os.kill(server, signal.SIGSTOP)
         client.settimeout(20)
@@ -375,9 +380,93 @@ def test_what_waits_in_a_socket_wakes_it_after_the_freeze(make: Make, queue_prox
         pod.server.await_frozen()
 
 
-def answers(pod: AmbientPod) -> bool:
+ECHO = """
+import socket, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.bind((sys.argv[2], int(sys.argv[3])))
+    print(flush=True)
+    while True:
+        server.sendto(*server.recvfrom(100))
+"""
+"""Sends datagrams back, from within a container's cgroup: busybox has no such server."""
+
+
+@contextlib.contextmanager
+def echoing(pod: AmbientPod) -> Iterator[None]:
+    command = [sys.executable, "-I", "-S", "-c", ECHO, str(place(pod)), pod.ip, str(PORT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        yield
+        process.kill()
+
+
+@KINDS
+def test_ipv6_and_datagrams_wake_it_as_well(make: Make, queue_proxy: bool) -> None:
+    port = free_port()
+    with (
+        make(queue_proxy=queue_proxy, serve=f"{SERVE}; httpd -p [::1]:{port} -h /tmp") as pod,
+        echoing(pod),
+        contextlib.closing(http.client.HTTPConnection("::1", port, timeout=10)) as connection,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        pod.server.await_frozen()
+        connection.request("GET", "/index.html")
+        assert connection.getresponse().read() == b"hello\n"
+        pod.server.await_frozen()
+        client.settimeout(10)
+        client.sendto(b"hello", (pod.ip, PORT))
+        assert client.recv(100) == b"hello"
+        pod.server.await_frozen()
+
+
+@KINDS
+def test_a_port_on_which_it_listens_later_is_found(make: Make, queue_proxy: bool) -> None:
+    later = PORT + 1
+    serve = f"{SERVE}; (sleep 1; exec httpd -f -p ${{AT%:*}}:{later} -h /tmp) &"
+    with make(queue_proxy=queue_proxy, serve=serve) as pod:
+        pod.server.await_frozen()
+        while not answers(pod, later):  # it cannot get there while it is frozen
+            assert answers(pod)
+        pod.server.await_frozen()
+        assert answers(pod, later)  # at once, or when that has been looked at
+
+
+def test_dry_run_stops_nothing_and_counts(make: Make, rig: Rig) -> None:
+    with make(annotations={ATTACH: "ambient", f"{PREFIX}mode": "dry-run"}, queue_proxy=False) as pod:
+        name = f'namespace="default",pod="{pod.pod.name}",revision=""'
+        for number in (1, 2):
+            until(lambda n=number: rig.daemon.metric(f"freeze_proxy_pod_freezes_total{{{name}}}") >= n, "it is counted")  # type: ignore[misc]
+            assert not pod.server.stands_still()
+            assert answers(pod)
+        assert rig.daemon.metric(f"freeze_proxy_pod_thaws_total{{{name}}}") >= 1
+
+
+def test_throttled_it_goes_on_slowly_where_there_is_a_quota(own: Make, daemon: Daemon) -> None:
+    """Where the node has none, as in containers of cgroup2 on a hybrid one, it stays as it is."""
+    with own(annotations={ATTACH: "ambient", f"{PREFIX}mode": "throttle"}, queue_proxy=False) as pod:
+        quota = place(pod) / "cpu.max"
+        if quota.exists():
+            before = quota.read_text()
+            until(lambda: quota.read_text() == "1000 100000\n", "it is throttled")
+            assert not pod.server.frozen
+            assert answers(pod)
+            until(lambda: quota.read_text() == "1000 100000\n", "it is throttled again")
+            pod.ready = False
+            pod.tell()
+            until(lambda: quota.read_text() == before, "it has its quota back")
+        else:
+            until(lambda: daemon.events("an order failed"), "it is said")
+            assert answers(pod)
+            assert not pod.server.stands_still()
+
+
+def answers(pod: AmbientPod, port: int = PORT) -> bool:
     try:
-        return pod.queue.past("/index.html")[0] == 200
+        with contextlib.closing(http.client.HTTPConnection(pod.ip, port, timeout=10)) as connection:
+            connection.request("GET", "/index.html")
+            return connection.getresponse().status == 200
     except ConnectionError:
         return False
 

@@ -29,6 +29,9 @@ class Hand(Driver):
         self.story.append("thaw")
         self._answer(self.thaws, ticket)
 
+    def hurry(self) -> None:
+        self.story.append("hurry")
+
     def _answer(self, how: str, ticket: int) -> None:
         if how == "done":
             self.keeper.done(ticket)
@@ -148,6 +151,17 @@ def test_a_freeze_and_a_thaw_that_are_carried_out_at_once(stage: Stage) -> None:
     assert stage.gate.state == AWAKE  # it is still in flight
     stage.keeper.ended()
     stage.until_state(FROZEN)
+
+
+def test_a_thaw_is_hurried_only_where_there_is_one_to_come(stage: Stage) -> None:
+    stage.keeper.hurry()
+    stage.keeper.ready()
+    stage.until_state(FROZEN)
+    stage.keeper.hurry()
+    assert stage.gate.state == FROZEN  # that is for the order to change
+    stage.keeper.began()
+    stage.keeper.hurry()
+    assert stage.story == ["before freeze", "freeze", "hurry", "thaw", "release"]
 
 
 def test_nothing_happens_before_the_server_is_ready(stage: Stage) -> None:

@@ -33,7 +33,9 @@ CHOSEN: dict[str, tuple[str, ...]] = {
         "test_it_is_frozen_when_idle_and_a_request_wakes_it",
         "test_a_signal_to_end_is_heard_without_the_api_server",
         "test_one_without_queue_proxy_is_frozen_by_what_its_packets_say",
+        "test_throttled_it_goes_on_slowly_where_there_is_a_quota",
     ),
+    "tests/containers/test_attach_ambient.py": ALL,
     "tests/containers/test_attach_containerd.py": (
         "test_frozen_between_requests",
         "test_exec_into_a_frozen_one_is_refused",

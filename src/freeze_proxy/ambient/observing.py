@@ -149,8 +149,10 @@ class Observing(Gated):
             self._loop.soon(self._look_for_unseen)
             return
         self._handed += 1
-        self._loop.now = at = _TIME.unpack_from(record)[0] * 1e-9  # when it came: graces begin then
         kind = record[KIND_AT]
+        if kind & WAKES:
+            self._keeper.hurry()
+        self._loop.now = at = _TIME.unpack_from(record)[0] * 1e-9  # when it came: graces begin then
         if kind & WAKES:
             self._active_at = at
         if kind & DATAGRAM:
@@ -166,6 +168,7 @@ class Observing(Gated):
         self._on_records(0)
 
     def _told_of_any(self, _record: bytes | None) -> None:
+        self._keeper.hurry()
         self._touch()
 
     def _touch(self) -> None:

@@ -65,7 +65,7 @@ def test_more_than_can_be_looked_at_is_not_taken_for_all(
 
 def test_nobody_listens_in_a_process_that_is_gone() -> None:
     assert sockets.listening(1 << 22) == {}
-    assert sockets.of("/nowhere", 1 << 22) == frozenset()
+    assert sockets.of("/nowhere", {}) == frozenset()
     assert sockets.PodSockets((80,), 1 << 22).open() == []
 
 
@@ -94,7 +94,7 @@ def test_only_a_containers_own_ports_are_its_own() -> None:
 
         with running_in(place, alone) as pid:
             tcp, udp, _client = map(int, os.read(told, 100).split())
-            found = sockets.of(place, pid)
+            found = sockets.of(place, sockets.listening(pid))
             assert tcp in found
             assert port_of_another not in found
             # A datagram socket whose port the kernel has chosen is a client's, as a rule.

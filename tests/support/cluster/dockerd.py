@@ -64,7 +64,10 @@ class Dockerd:
         self.socket = self.folder / "docker.sock"
         self.containers: list[DockerContainer] = []
         config = self.folder / "daemon.json"
-        config.write_text(json.dumps({"deprecated-key-path": f"{self.folder}/key.json"}))
+        facts: dict[str, Any] = {"deprecated-key-path": f"{self.folder}/key.json"}
+        if containerd.unified:
+            facts |= {"runtimes": {"own": {"path": containerd.programs["runc"]}}, "default-runtime": "own"}
+        config.write_text(json.dumps(facts))
         command = [
             program,
             f"--config-file={config}",
@@ -83,6 +86,8 @@ class Dockerd:
             "--oom-score-adjust=0",  # less is not allowed without CAP_SYS_RESOURCE
             "--live-restore",
         ]
+        if containerd.unified:  # it has a mount namespace of its own, in which a network is to be seen by its name
+            command = ["nsenter", f"--target={containerd.pid}", "--mount", "--cgroup", *command]
         self._daemon = Daemon("dockerd", command, self.folder / "dockerd.log", self._has_image)
 
     @property

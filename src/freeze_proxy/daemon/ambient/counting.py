@@ -10,7 +10,7 @@ next packet is waited for, and unless that comes it is frozen again. That is all
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from freeze_proxy.ambient import Watch
 from freeze_proxy.ambient.conversations import FIELDS, FIELDS_AT
@@ -44,13 +44,11 @@ class Counting(Gated):
         ip: Callable[[], str],
         said: str,
         served: Callable[[], None],
-        fresh: Callable[[], Awaitable[bool]],
         stillness: Stillness,
     ) -> None:
         """``said``: the pod's name for the log. ``served`` is told when requests are seen to have been there.
 
-        ``fresh`` tells whether the watches are still those that it takes; if not, it closes this, for another to take
-        its place. ``stillness`` looks at the server while it stands still, and is closed with this.
+        ``stillness`` looks at the server while it stands still, and is closed with this.
         """
         self._turns = turns
         self._keeper = keeper
@@ -58,7 +56,6 @@ class Counting(Gated):
         self._ip = ip
         self._said = said
         self._served = served
-        self._fresh = fresh
         self._stillness = stillness
         self._active_at = turns.now  # when a packet came last
         self._watches: list[Watch] = []
@@ -97,6 +94,7 @@ class Counting(Gated):
         """A packet that wakes; or some that were not told of, which may have."""
         if self._held:
             return
+        self._keeper.hurry()
         self._turns.begin()
         if record is not None and _only_opens(record):
             # Nothing can be in flight by that alone. What may come on the connection is told of, too: see `release`.
@@ -188,8 +186,6 @@ class Counting(Gated):
             self._proof.heard(report)
             if not report.clean:
                 self._served()
-            if self._proof.holds(self._packets()) and not await self._fresh():
-                return
             if self._held and self._proof.holds(packets := self._packets()):
                 self._seen = packets
                 self._held = False

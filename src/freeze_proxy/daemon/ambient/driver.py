@@ -1,25 +1,27 @@
 """Carrying out a gate's orders as those of a client of the daemon's are: by its freezing, with a lease."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
 from freeze_proxy.control.server import Request, resumed
 from freeze_proxy.daemon.freezing import Freezing, Overtaken
 from freeze_proxy.daemon.pods import Container, Pod
-from freeze_proxy.freezers import FreezeError
+from freeze_proxy.freezers import FreezeError, Freezer
 from freeze_proxy.keeper import Driver
 
 
 class FreezingDriver(Driver):
     """Freezes ``containers`` of ``pod``, which may be others from one freeze to the next. A lease's holder, too."""
 
-    __slots__ = ("_freezing", "_tasks", "_uid", "closed", "containers", "mode", "pod")
+    __slots__ = ("_freezers", "_freezing", "_tasks", "_uid", "closed", "containers", "mode", "pod")
 
     def __init__(self, freezing: Freezing, uid: str, mode: str) -> None:
         self._freezing = freezing
         self._uid = uid
         self._tasks: set[asyncio.Task[None]] = set()
+        self._freezers: list[Freezer] = []  # of the newest freeze, those that are quick
         self.closed = False
         self.pod: Pod | None = None
         self.containers: list[Container] = []
@@ -38,6 +40,12 @@ class FreezingDriver(Driver):
             return
         self._begin(_rest(work, yielded))
 
+    def hurry(self) -> None:
+        """What has gone wrong shows in the thaw."""
+        for freezer in self._freezers:
+            with contextlib.suppress(FreezeError):
+                freezer.thaw()
+
     def close(self) -> None:
         """The lease ends: what is frozen is thawed, whatever became of the orders."""
         self.closed = True
@@ -47,6 +55,8 @@ class FreezingDriver(Driver):
         try:
             if pod is None:
                 raise Overtaken
+            freezers = [container.freezer(self.mode) for container in containers if self.mode != "dry-run"]
+            self._freezers = [freezer for freezer in freezers if freezer.quick]
             if self.mode == "dry-run":
                 for container in containers:
                     container.freezer("freeze").alive()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Collection
 
 from lightkube.resources.core_v1 import Namespace, Pod
@@ -51,6 +52,8 @@ class Ambient:
         self._defaults = Defaults(defaults)
         self._excluded = excluded
         self._attended: dict[str, AmbientPod] = {}
+        # A thread that reads lists of sockets is to hold up a thaw for no longer than that; it is 5 ms otherwise.
+        sys.setswitchinterval(0.0005)
         self._unfit: dict[str, str] = {}
         self._namespaces = Follower(self._client, Namespace, _label, self._label_changed)
         self._pods = Follower(self._client, Pod, self._wish, self._reconcile, {"spec.nodeName": node_name})

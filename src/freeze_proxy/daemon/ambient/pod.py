@@ -84,7 +84,7 @@ class AmbientPod:
         self._served = False
         self._attaching: asyncio.Task[None] | None = None
         self._looks = 0
-        self._looking: asyncio.Task[bool] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self.trouble = "It is being looked for."
 
     @property
@@ -121,11 +121,16 @@ class AmbientPod:
             if self._keeper.requests and not self._keeper.gate.in_flight:
                 self._has_served()
             self._looks += 1
-            if self._keeper.gate.open and self._looks % _LOOKS_TO_A_LOOK_AT_PORTS == 0 and self._looking is None:
-                self._looking = asyncio.create_task(self._fresh())
-                self._looking.add_done_callback(self._has_looked)
+            if self._keeper.gate.open and self._looks % _LOOKS_TO_A_LOOK_AT_PORTS == 0:
+                self._look_at_ports()
 
-    def _has_looked(self, done: asyncio.Task[bool]) -> None:
+    def _look_at_ports(self, _new: frozenset[int] = frozenset()) -> None:
+        """A container may listen on more of them than before."""
+        if self._looking is None and not self.wish.any_socket:
+            self._looking = asyncio.create_task(self._follow_ports())
+            self._looking.add_done_callback(self._has_looked)
+
+    def _has_looked(self, done: asyncio.Task[None]) -> None:
         self._looking = None
         if not done.cancelled():
             done.result()
@@ -170,31 +175,24 @@ class AmbientPod:
             self._served = True
             self._follow_readiness()
 
-    async def _fresh(self) -> bool:
-        """Whether all ports that are listened on are watched; if not, they will be."""
-        if self.wish.any_socket:
-            return True
+    async def _follow_ports(self) -> None:
+        """If not all ports that are listened on are watched, they will be."""
         source, containers = self._source, self._driver.containers
         try:
-            fresh = await self._in_thread(lambda: self._has_all_ports(containers))
+            ports, _ = await self._in_thread(lambda: self._listening(containers))
         except (NotYet, FreezeError):  # gone, say
-            fresh = False
-        if source is not self._source:
-            return False
-        if not fresh:
+            ports = None
+        if source is self._source and (ports is None or not ports <= self._ports):
             self.again()
-        return fresh
-
-    def _has_all_ports(self, containers: list[Container]) -> bool:
-        if self._ports.issuperset(port for each in containers for port in sockets.listening(each.pid)):
-            return True
-        return self._listening(containers) <= self._ports  # others in the pod have new ones
 
     async def _in_thread(self, look: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tools.pool, look)
 
-    def _listening(self, containers: list[Container]) -> frozenset[int]:
-        return frozenset().union(*(sockets.of(self._place(each), each.pid) for each in containers))
+    def _listening(self, containers: list[Container]) -> tuple[frozenset[int], frozenset[int]]:
+        """The ports on which these listen, and on which anybody in the pod does."""
+        listened = sockets.listening(containers[0].pid)
+        own = frozenset[int]().union(*(sockets.of(self._place(each), listened) for each in containers))
+        return own, frozenset(listened)
 
     async def _attach(self) -> None:
         """Until it is watched."""
@@ -227,14 +225,18 @@ class AmbientPod:
         if self._tools.freezing.knows(uid):  # what an earlier daemon has left of it
             await self._tools.freezing.thaw(uid, (), Request.next_number())
         any_socket = self.wish.any_socket
-        self._ports = frozenset() if any_socket else await self._in_thread(lambda: self._listening(containers))
+        self._ports = known = frozenset[int]()
+        if not any_socket:
+            self._ports, known = await self._in_thread(lambda: self._listening(containers))
         if not self._ports and not any_socket:
             raise NotYet("It listens on no port.")
         matter = tuple(sorted(self._ports)) if len(self._ports) <= sockets.MOST else ()
         self._tools.sidecars.heard(uid, self._driver, self._numbers)
         self._pod, self._driver.pod, self._driver.containers = pod, pod, containers
         self._turns.begin()
-        found = sockets.SlowlySeen(tuple(self._ports), containers[0].pid, self._turns, self._tools.pool)
+        found = sockets.SlowlySeen(
+            self._ports, known, containers[0].pid, self._turns, self._tools.pool, self._look_at_ports
+        )
         if self.wish.queue_proxy:
             self._source = self._counted(places, matter, found)
         else:
@@ -252,7 +254,6 @@ class AmbientPod:
             lambda: self.wish.ip,
             str(self.wish),
             self._has_served,
-            self._fresh,
             self._stillness(places),
         )
         watches: list[Watch] = []

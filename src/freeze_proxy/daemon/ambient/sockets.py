@@ -6,7 +6,7 @@ a machine with much memory. So it is done in a thread wherever somebody else may
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -37,6 +37,7 @@ class PodSockets(Sockets):
     def __init__(self, ports: tuple[int, ...], pid: int) -> None:
         self._own_ports = frozenset(ports)
         self._pid = pid
+        self.listened_on: frozenset[int] = frozenset()  # by anybody in the pod, at the last look
 
     def close(self) -> None:
         """Nothing is held."""
@@ -46,34 +47,56 @@ class PodSockets(Sockets):
         return super().look() if self._own_ports else Seen(True, frozenset(), frozenset())
 
     def _all(self, states: int) -> Iterator[tuple[int, int, bytes]]:
-        for name in ("tcp", "tcp6"):
-            for local, remote, state, waiting, _ in _all_lines(f"/proc/{self._pid}/net/{name}"):
-                if 1 << int(state, 16) & states and _port(local) in self._own_ports:
-                    yield int(state, 16), waiting, _address(remote) + _address(local) + _number(remote) + _number(local)
+        lines = [line for name in ("tcp", "tcp6") for line in _all_lines(f"/proc/{self._pid}/net/{name}")]
+        self.listened_on = frozenset(_port(local) for local, _, state, _, _ in lines if state == _LISTEN)
+        for local, remote, state, waiting, _ in lines:
+            if 1 << int(state, 16) & states and _port(local) in self._own_ports:
+                yield int(state, 16), waiting, _address(remote) + _address(local) + _number(remote) + _number(local)
 
     def _datagrams(self) -> list[tuple[int, int, bytes]]:
+        lines = [line for name in ("udp", "udp6") for line in _all_lines(f"/proc/{self._pid}/net/{name}")]
+        self.listened_on |= _of_servers(lines)
         return [
             (int(state, 16), waiting, _address(remote) + _address(local) + _number(remote) + _number(local))
-            for name in ("udp", "udp6")
-            for local, remote, state, waiting, _ in _all_lines(f"/proc/{self._pid}/net/{name}")
+            for local, remote, state, waiting, _ in lines
             if _port(local) in self._own_ports
         ]
 
 
 class SlowlySeen(PodSockets):
-    """The same, whose ``ask`` looks in a thread of ``pool``, and tells on the loop of ``turns``."""
+    """The same, whose ``ask`` looks in a thread of ``pool``, and tells on the loop of ``turns``.
 
-    def __init__(self, ports: tuple[int, ...], pid: int, turns: Turns, pool: ThreadPoolExecutor) -> None:
-        super().__init__(ports, pid)
+    ``known`` are the ports on which somebody in the pod listened before, whoever that was. Of others, ``more`` is told
+    first, once.
+    """
+
+    def __init__(
+        self,
+        ports: frozenset[int],
+        known: frozenset[int],
+        pid: int,
+        turns: Turns,
+        pool: ThreadPoolExecutor,
+        more: Callable[[frozenset[int]], None],
+    ) -> None:
+        super().__init__(tuple(ports), pid)
+        self._known = known
         self._turns = turns
         self._pool = pool
+        self._more = more
 
     def ask(self, told: Callable[[Seen], None]) -> None:
         """See ``Sockets``."""
 
         def looked(done: Future[Seen]) -> None:
             if not done.cancelled():
-                self._turns.soon_from_thread(partial(told, done.result()))
+                self._turns.soon_from_thread(partial(tell, done.result()))
+
+        def tell(seen: Seen) -> None:
+            if more := self.listened_on - self._known:
+                self._known |= more
+                self._more(more)
+            told(seen)
 
         self._pool.submit(self.seen).add_done_callback(looked)
 
@@ -101,20 +124,29 @@ def listening(pid: int) -> dict[int, set[int]]:
             if state == _LISTEN:
                 found.setdefault(_port(local), set()).add(inode)
     for name in ("udp", "udp6"):
-        for local, remote, state, _, inode in _lines(f"/proc/{pid}/net/{name}"):
-            if state == _UNCONNECTED and remote.endswith(_NOBODY) and _port(local) < _EPHEMERAL:
+        lines = _lines(f"/proc/{pid}/net/{name}")
+        servers = _of_servers(lines)
+        for local, _, _, _, inode in lines:
+            if _port(local) in servers:
                 found.setdefault(_port(local), set()).add(inode)
     return found
 
 
-def of(place: str, pid: int) -> frozenset[int]:
-    """The ports on which a container listens: ``place`` is its cgroup, ``pid`` one of its processes.
+def _of_servers(datagrams: list[Line]) -> frozenset[int]:
+    return frozenset(
+        _port(local)
+        for local, remote, state, _, _ in datagrams
+        if state == _UNCONNECTED and remote.endswith(_NOBODY) and _port(local) < _EPHEMERAL
+    )
+
+
+def of(place: str, sockets: Mapping[int, set[int]]) -> frozenset[int]:
+    """Of the ports that ``listening`` tells, those on which a container does; ``place`` is its cgroup.
 
     It shares its network with the other containers of the pod. Who has a socket open is found by looking at all that
     its processes have open, which takes microseconds for each. Where that is not permitted (it takes CAP_SYS_PTRACE for
     those of another user), all ports of the pod are taken: what is watched are the container's own sockets anyway.
     """
-    sockets = listening(pid)
     if not sockets:
         return frozenset()
     try:
