@@ -10,12 +10,24 @@ from rich.console import Console
 from bench import ambient, ambient_node, daemon, freezers, relay, report, sidecar, soak, wake, webhook
 from bench.machine import ROOT, BenchError, end_on_sigterm, facts
 
-PARTS = ("relay", "soak", "freezers", "wake", "daemon", "sidecar", "webhook", "ambient", "ambient-node")
+PARTS = {
+    "relay": relay.run,
+    "soak": soak.run,
+    "freezers": freezers.run,
+    "wake": wake.run,
+    "daemon": daemon.run,
+    "sidecar": sidecar.run,
+    "webhook": webhook.run,
+    "ambient": ambient.run,
+    "ambient-node": ambient_node.run,
+}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="A minute's run that shows that everything works. Needs --out.")
-@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Measure this part and keep the other results.")
+@click.option(
+    "--only", type=click.Choice(list(PARTS)), multiple=True, help="Measure this part and keep the other results."
+)
 @click.option("--scenario", multiple=True, metavar="NAME", help="Of the relay's scenarios, measure only this.")
 @click.option(
     "--render", is_flag=True, help="Measure nothing; write page and pictures from the results that are there."
@@ -67,22 +79,8 @@ def _measure(part: str, quick: bool, scenario: tuple[str, ...], results: dict[st
 
         if part == "relay":
             results[part] = relay.run(quick, tell, scenario)
-        elif part == "soak":
-            results[part] = soak.run(quick, tell)
-        elif part == "freezers":
-            results[part] = freezers.run(quick, tell)
-        elif part == "ambient":
-            results[part] = ambient.run(quick, tell)
-        elif part == "ambient-node":
-            results[part] = ambient_node.run(quick, tell)
-        elif part == "wake":
-            results[part] = wake.run(quick, tell)
-        elif part == "sidecar":
-            results[part] = sidecar.run(quick, tell)
-        elif part == "webhook":
-            results[part] = webhook.run(quick, tell)
         else:
-            results[part] = daemon.run(quick, tell)
+            results[part] = PARTS[part](quick, tell)
     results["machine"][part] = machine
 
 

@@ -256,20 +256,23 @@ def _setting(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Cal
     return click.option(name, show_default=True, show_envvar=True, **attributes)
 
 
+_config_file = click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_from_file,
+    show_envvar=True,
+    metavar="FILE.toml",
+    help="Settings by the names of these options, without the dashes.",
+)
+
+
 def _daemon_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of ``daemon``, and of ``doctor``, which looks at what they say."""
     for option in reversed(
         (
-            click.option(
-                "--config",
-                type=click.Path(dir_okay=False),
-                is_eager=True,
-                expose_value=False,
-                callback=_from_file,
-                show_envvar=True,
-                metavar="FILE.toml",
-                help="Settings by the names of these options, without the dashes.",
-            ),
+            _config_file,
             _setting(
                 "--listen",
                 type=_ADDRESS,
@@ -427,16 +430,7 @@ def doctor(exclude: tuple[str, ...], as_json: bool, **given: Any) -> None:
 
 
 @main.command(context_settings=_DAEMON, short_help="Put the sidecar into pods as they are created.")
-@click.option(
-    "--config",
-    type=click.Path(dir_okay=False),
-    is_eager=True,
-    expose_value=False,
-    callback=_from_file,
-    show_envvar=True,
-    metavar="FILE.toml",
-    help="Settings by the names of these options, without the dashes.",
-)
+@_config_file
 @_setting("--image", required=True, metavar="NAME", help="The sidecar's image, as pods are to name it.")
 @_setting("--listen", type=_ADDRESS, default="0.0.0.0:8443", help="Where the API server reaches it, by TLS.")
 @_setting("--health-listen", type=_ADDRESS, default="0.0.0.0:9697", help="Where /healthz, /readyz and /metrics are.")
