@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,11 +117,13 @@ def test_it_is_frozen_when_idle_and_a_request_wakes_it(make: Make, runtime: str)
 def test_a_long_request_keeps_it_awake_however_silent(make: Make) -> None:
     with make() as pod:
         pod.server.await_frozen()
-        with pod.queue.in_flight():
-            pod.queue.past()
+        with pod.queue.in_flight(), socket.create_connection((pod.ip, PORT)) as connection:
+            connection.sendall(b"GET /index.html HTTP/1.1\r\n")
             asked = pod.queue.asked
             until(lambda: pod.queue.asked >= asked + 5, "queue-proxy was asked some times")
             assert not pod.server.frozen
+            connection.sendall(b"Connection: close\r\n\r\n")
+            assert b"hello" in b"".join(iter(lambda: connection.recv(4096), b""))
         pod.server.await_frozen()
 
 
@@ -152,6 +155,17 @@ def test_a_tcp_probe_wakes_it_for_the_grace_alone(make: Make) -> None:
             assert b"hello" in b"".join(iter(lambda: connection.recv(4096), b""))
         pod.server.await_frozen()
         assert pod.queue.asked > asked
+
+
+def test_a_probe_that_asks_something_wakes_it_for_a_moment(make: Make) -> None:
+    """It comes on a connection of its own, and is over with it: queue-proxy need not be asked."""
+    with make() as pod:
+        until(lambda: pod.server.frozen and pod.server.stands_still(2.5), "it is frozen for good")
+        asked = pod.queue.asked
+        for _ in range(3):
+            assert pod.queue.past("/index.html")[0] == 200
+            pod.server.await_frozen(within=1)
+        assert pod.queue.asked == asked
 
 
 def test_while_it_is_frozen_nobody_asks_for_statistics(make: Make) -> None:
@@ -216,6 +230,18 @@ def test_a_signal_to_end_is_heard_without_the_api_server(own: Make, daemon: Daem
         pod.server.await_awake()
         pod.server.await_exit()
         api_server.listen()
+
+
+def test_a_command_that_somebody_runs_in_it_is_not_frozen(make: Make) -> None:
+    """A probe of the kind exec would fail when its time is over."""
+    with make(annotations={ATTACH: "ambient", f"{PREFIX}grace": "500ms"}) as pod, ThreadPoolExecutor(1) as pool:
+        until(lambda: pod.server.frozen and pod.server.stands_still(2.5), "it is frozen for good")
+        pod.queue.past("/index.html")  # and it is awake for half a second
+        began = time.monotonic()
+        command = pool.submit(pod.server.execute, "sleep", "2")
+        assert command.result().code == 0
+        assert time.monotonic() - began < 3
+        pod.server.await_frozen(within=3)
 
 
 def test_a_container_that_is_started_again_is_watched_again(make: Make) -> None:

@@ -9,23 +9,21 @@ level-triggered: it asks how things are, whatever was told of them before.
   longer each time. What waits on after that is not wanted.
 - *A connection is open* in which nothing is in flight: the server ends such connections after a time of its own. Were
   it frozen then, it would find that time over at the thaw, and reset the very connection on which a request has come.
-  So it is let run for a grace every now and then.
+  So it is let run for a grace every now and then: ``breaths``.
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
+from freeze_proxy.ambient.breaths import Breaths
 from freeze_proxy.ambient.sockets import Seen, Sockets
 from freeze_proxy.freezers import cgroup
 from freeze_proxy.gate import FROZEN
 from freeze_proxy.keeper import Keeper
 from freeze_proxy.loop import READ, Loop, Timer
 
-FIRST_BREATH, LATER_BREATHS = 1.0, 1 / 8
-"""Seconds frozen until it is let run for a grace, and the part of the time since the last packet after which it is
-again."""
 WAITS = (0.0, 0.1, 1.0)
 """Seconds that the server is awake, and a grace each time, for what has waited in its sockets through a freeze."""
 LISTENER_PERIOD, LONGEST_PERIOD = 0.1, 2.0
@@ -52,8 +50,10 @@ class Stillness:
         self._sockets: Sockets | None = None
         self._round = 0  # of standing still: what is asked in one is of no use in the next
         self._timer: Timer | None = None
-        self._quiet_since = 0.0
+        self._breaths = Breaths()
+        self._quiet_since = self._ran_until = 0.0
         self._kept: bool | None = False
+        self._new: Collection[bytes] = ()
         self._waiting: frozenset[tuple[bytes, int]] = frozenset()
         self._waited = 0  # how often for the same
         self._pinned = False
@@ -73,8 +73,8 @@ class Stillness:
             self._sockets = None
         self._unpin()
 
-    def begun(self, quiet_since: float, kept: bool | None, reason: bool = False) -> None:
-        """The freeze is done. ``quiet_since``: when a packet came last that wakes.
+    def begun(self, quiet_since: float, kept: bool | None, reason: bool = False, new: Collection[bytes] = ()) -> None:
+        """The freeze is done. ``quiet_since``: when a packet came last that wakes, but on one of ``new`` connections.
 
         ``kept``: whether a connection is open in which nothing is in flight; ``None``: the sockets tell. ``reason``:
         whether something may wait in the sockets.
@@ -82,7 +82,7 @@ class Stillness:
         self.over()
         if self._sockets is None or self._keeper.gate.state != FROZEN:
             return
-        self._quiet_since, self._kept = quiet_since, kept
+        self._quiet_since, self._ran_until, self._kept, self._new = quiet_since, self._loop.now, kept, new
         self._watch_processes()
         if reason or not self._later:
             self._look()
@@ -105,6 +105,8 @@ class Stillness:
         if number != self._round or self._sockets is None or self._keeper.gate.state != FROZEN:
             return  # it has run since, and will be looked at again
         kept = bool(seen.connections) or not seen.known if self._kept is None else self._kept
+        if self._kept or seen.connections.difference(self._new):
+            self._breaths.kept(self._ran_until - self._quiet_since)
         if not seen.listens:
             self._await_listener()
         elif seen.waiting and (seconds := self._waits_for(seen.waiting)) is not None:
@@ -112,8 +114,8 @@ class Stillness:
             self._keeper.held()
             self._loop.at(time.monotonic() + seconds, self._keeper.ended)
         elif kept:
-            quiet = self._loop.now - self._quiet_since
-            self._timer = self._loop.at(self._loop.now + max(FIRST_BREATH, quiet * LATER_BREATHS), self._breathe)
+            after = self._breaths.after(self._loop.now - self._quiet_since)
+            self._timer = self._loop.at(self._loop.now + after, self._breathe)
         self._waiting = seen.waiting
 
     def _waits_for(self, waiting: frozenset[tuple[bytes, int]]) -> float | None:

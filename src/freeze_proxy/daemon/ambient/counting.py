@@ -4,27 +4,32 @@ Nothing at all happens here for a request of a server that runs. A look now and 
 when it has not changed since the last look is queue-proxy asked. While the pod is frozen it is not asked either.
 
 A SYN wakes a frozen pod, but nothing is in flight by that: no byte has come. So it is awake for the grace, while the
-next packet is waited for, and unless that comes it is frozen again. That is all that a TCP probe costs.
+next packet is waited for, and unless that comes it is frozen again. That is all that a TCP probe costs. Other probes,
+of which queue-proxy knows nothing, are known by their connections: ``visits``.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from freeze_proxy.ambient import Watch
-from freeze_proxy.ambient.conversations import FIELDS, FIELDS_AT
+from freeze_proxy.ambient.conversations import FIELDS, FIELDS_AT, KEY
 from freeze_proxy.ambient.program import SYN, WAKES
-from freeze_proxy.ambient.sockets import Sockets
+from freeze_proxy.ambient.sockets import Seen, Sockets
 from freeze_proxy.ambient.stillness import Stillness
 from freeze_proxy.daemon.ambient.idle import Proof
 from freeze_proxy.daemon.ambient.statistics import Silent, Statistics
 from freeze_proxy.daemon.ambient.turns import Turns
+from freeze_proxy.daemon.ambient.visits import Visits
 from freeze_proxy.keeper import Gated, Keeper
 from freeze_proxy.loop import Timer
 
 LOOK_EVERY = 0.5
 """Seconds; reports come once a second, and every one is to be heard of."""
+LOOK_AT_VISITS_EVERY, LONGEST_VISIT = 0.03, 0.5
+"""Seconds: whether they are over; what takes longer is for queue-proxy to judge."""
 _FIRST_REST, _LAST_REST = 0.5, 30.0
 """Seconds for which a queue-proxy that did not answer is not asked again."""
 _SAY_AFTER = 3
@@ -57,10 +62,14 @@ class Counting(Gated):
         self._said = said
         self._served = served
         self._stillness = stillness
+        self._sockets: Sockets | None = None
+        self._visits = Visits()
+        self._visits_end = 0.0  # at the latest
+        self._visits_are_looked_at = self._takes_visits = False
         self._active_at = turns.now  # when a packet came last
         self._watches: list[Watch] = []
         self._proof = Proof()
-        self._seen = 0  # the count when nothing was in flight, and since then of SYNs alone
+        self._seen = 0  # the count when nothing was in flight, and since then of what visitors send
         self._looked = 0  # the count at the last look
         self._held = False
         self._asking: asyncio.Task[None] | None = None
@@ -68,15 +77,22 @@ class Counting(Gated):
         self._failures = 0
         keeper.gated = self
 
-    def start(self, watches: list[Watch], sockets: Sockets) -> None:
-        """These count from now on; what was in flight before is not known."""
+    def start(self, watches: list[Watch], sockets: Sockets, all_ports: bool = True) -> None:
+        """These count from now on; what was in flight before is not known.
+
+        ``all_ports``: among ``sockets`` are all those whose packets are counted.
+        """
+        self._takes_visits = all_ports
         self._watches = watches
+        self._sockets = sockets
         self._stillness.start(sockets)
         self._hold()
 
     def close(self) -> None:
         """Look no longer, and take the programs away."""
         self._stillness.close()
+        self._sockets = None
+        self._visits.forget()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -92,17 +108,22 @@ class Counting(Gated):
 
     def told(self, record: bytes | None) -> None:
         """A packet that wakes; or some that were not told of, which may have."""
-        if self._held:
+        if self._in_doubt():
             return
         self._keeper.hurry()
         self._turns.begin()
-        if record is not None and _only_opens(record):
-            # Nothing can be in flight by that alone. What may come on the connection is told of, too: see `release`.
-            self._seen += 1
-            self._keeper.wake()
-            return
         if record is not None:
+            if _only_opens(record):
+                # Nothing can be in flight by that alone. What may come on it is told of, too: see `release`.
+                self._visits.opened(record[KEY])
+                self._seen += 1
+                self._keeper.wake()
+                return
             self._turns.now = int.from_bytes(record[:8], "little") * 1e-9  # since then somebody waits
+            if self._takes_visits and self._visits.visited(record[KEY]):
+                self._seen += 1
+                self._hold_for_visits()
+                return
         self._hold()
 
     # What the gate wants.
@@ -123,12 +144,12 @@ class Counting(Gated):
             self.told(None)
         elif self._watches:
             # Once a request has been there, what it has not read is looked for, and who keeps a connection.
-            self._stillness.begun(self._active_at, None)
+            self._stillness.begun(self._active_at, None, new=self._visits.connections)
 
     def release(self) -> None:
-        """It runs. Where nothing but opened connections has woken it, the next packet is waited for still."""
+        """It runs. Where nothing but visitors have woken it, the next packet is waited for still."""
         self._stillness.over()
-        if self._held:
+        if self._in_doubt():
             self._disarm()
         self._looked = self._packets()
         self._look_later()
@@ -138,15 +159,53 @@ class Counting(Gated):
     def _packets(self) -> int:
         return sum(watch.packets for watch in self._watches)
 
+    def _in_doubt(self) -> bool:
+        """Whether it is for queue-proxy to say that nothing is in flight."""
+        return self._held and not self._visits.under_way
+
     def _hold(self) -> None:
-        if not self._held:
-            self._held = True
+        if not self._in_doubt():
+            self._visits.forget()
             self._active_at = self._turns.now
             self._proof.again()
             self._look_later()
-            self._keeper.held()
+            if not self._held:
+                self._held = True
+                self._keeper.held()
             if self._keeper.gate.open:
                 self._disarm()
+
+    def _hold_for_visits(self) -> None:
+        if not self._held:
+            self._held = True
+            self._visits_end = time.monotonic() + LONGEST_VISIT
+            self._keeper.held()
+            if not self._visits_are_looked_at:
+                self._look_at_visits_later()
+
+    def _look_at_visits_later(self) -> None:
+        self._visits_are_looked_at = True
+        self._turns.at(time.monotonic() + LOOK_AT_VISITS_EVERY, self._look_at_visits)
+
+    def _look_at_visits(self) -> None:
+        self._visits_are_looked_at = False
+        if self._sockets is not None and self._visits.under_way:
+            self._visits_are_looked_at = True
+            self._sockets.ask(partial(self._listed, self._seen))
+
+    def _listed(self, before: int, found: Seen) -> None:
+        """``before``: what was seen when these were asked for. What has come since then, they may lack."""
+        self._visits_are_looked_at = False
+        if self._sockets is None or not self._visits.under_way:
+            return
+        if found.known and before == self._seen == self._packets() and self._visits.over(found.connections):
+            self._visits.leave()
+            self._held = False
+            self._keeper.ended()
+        elif time.monotonic() > self._visits_end:
+            self._hold()
+        else:
+            self._look_at_visits_later()
 
     def _disarm(self) -> None:
         for watch in self._watches:
@@ -161,9 +220,11 @@ class Counting(Gated):
         if not self._watches or not self._keeper.gate.open:
             return  # `release` looks again
         packets = self._packets()
-        if not self._held:
+        if not self._in_doubt():
             self.catch_up()
-        elif packets == self._looked and self._asking is None and self._ip():
+        elif packets != self._looked:
+            self._active_at = self._turns.now
+        elif self._asking is None and self._ip():
             self._asking = asyncio.create_task(self._ask())
         self._looked = packets
         self._look_later()
@@ -186,7 +247,7 @@ class Counting(Gated):
             self._proof.heard(report)
             if not report.clean:
                 self._served()
-            if self._held and self._proof.holds(packets := self._packets()):
+            if self._in_doubt() and self._proof.holds(packets := self._packets()):
                 self._seen = packets
                 self._held = False
                 self._turns.begin()

@@ -4,12 +4,14 @@ It has a gate of its own and is, to the daemon's freezing, one more client with 
 
 - *It is not ready, or no longer*: it stays, or is, awake. So it is while its containers are being looked for.
 - *A container of its has been started again*: what was known is given up, and all of it looked for anew.
+- *Somebody runs a command in it*, and it was frozen with that: it is thawed at once, and awake until the command ends.
 - *It is being deleted*, or does not ask any more: it is thawed at once, and the programs in the kernel are taken away.
 """
 
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from freeze_proxy.ambient.observing import Observing
 from freeze_proxy.ambient.sockets import Sockets
 from freeze_proxy.ambient.stillness import Stillness
 from freeze_proxy.control.server import Request
-from freeze_proxy.daemon.ambient import sockets
+from freeze_proxy.daemon.ambient import commands, sockets
 from freeze_proxy.daemon.ambient.counting import Counting
 from freeze_proxy.daemon.ambient.driver import FreezingDriver
 from freeze_proxy.daemon.ambient.numbers import PodNumbers
@@ -34,6 +36,7 @@ from freeze_proxy.freezers import FreezeError
 from freeze_proxy.freezers.places import CGROUP2, directory
 from freeze_proxy.gate import FREEZE, FROZEN, Gate
 from freeze_proxy.keeper import Gated, Keeper
+from freeze_proxy.loop import Timer
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
 """Seconds from a look for the pod's containers that was in vain to the next."""
@@ -43,6 +46,9 @@ _LOOK_AT_SOCKETS_AFTER = 1.0
 _LOOKS_TO_A_LOOK_AT_PORTS = 5
 _MOST_PROCESSES = 16
 """Of a container, the oldest first, that are watched for their end while it is frozen."""
+
+LOOK_FOR_COMMANDS_EVERY = 0.25
+"""Seconds, while there are some."""
 
 AT_ONCE = 4
 """Pods that are looked for at a time: at a start there may be hundreds, and the runtime answers others as well."""
@@ -82,6 +88,7 @@ class AmbientPod:
         self._ports: frozenset[int] = frozenset()
         self._pod: Pod | None = None
         self._served = False
+        self._commands: Timer | None = None
         self._attaching: asyncio.Task[None] | None = None
         self._looks = 0
         self._looking: asyncio.Task[None] | None = None
@@ -156,6 +163,10 @@ class AmbientPod:
 
     def _detach(self) -> None:
         self._turns.begin()
+        if self._commands is not None:
+            self._commands.cancel()
+            self._commands = None
+            self._keeper.ended()
         self._keeper.unready()
         if self._source is not None:
             self._source.close()
@@ -264,7 +275,7 @@ class AmbientPod:
             for watch in watches:
                 watch.close()
             raise
-        counting.start(watches, found)
+        counting.start(watches, found, all_ports=bool(self._ports))
         return counting
 
     def _observed(self, places: list[str], ports: tuple[int, ...], found: Sockets) -> Observing:
@@ -296,7 +307,7 @@ class AmbientPod:
         if place is None:
             raise NotYet(
                 f"The container {container.name} has no cgroup of its own in cgroup v2 whose packets could be watched: "
-                "this node has cgroups of version 1, or of both."
+                "this node has version 1 alone, or its runtime makes none in the other (runc does since 1.1)."
             )
         return place
 
@@ -304,7 +315,27 @@ class AmbientPod:
         """The freeze is done."""
         self._turns.begin()
         if self._source is not None:
+            if self._keeper.gate.state == FROZEN and self._commands_run():
+                self._keeper.wake()
+                self._keeper.held()
+                self._look_for_commands_later()
             self._source.stands_still()
+
+    def _commands_run(self) -> bool:
+        try:
+            return any(commands.run_in(self._place(each), each.pid) for each in self._driver.containers)
+        except (NotYet, FreezeError):
+            return False  # it is gone
+
+    def _look_for_commands_later(self) -> None:
+        self._commands = self._turns.at(time.monotonic() + LOOK_FOR_COMMANDS_EVERY, self._look_for_commands)
+
+    def _look_for_commands(self) -> None:
+        self._commands = None
+        if self._commands_run():
+            self._look_for_commands_later()
+        else:
+            self._keeper.ended()
 
     def failed(self, what: str, reason: str) -> None:
         """An order has failed; it is tried again."""
