@@ -159,14 +159,14 @@ def test_an_overlay_says_from_where_images_come(tmp_path: Path) -> None:
 
 
 @functools.cache
-def with_component(name: str) -> list[dict[str, Any]]:
+def with_component(*names: str) -> list[dict[str, Any]]:
     """An overlay of a user's, beside the clone of the repository."""
     with tempfile.TemporaryDirectory() as folder:
-        overlay, component = (
+        overlay, *components = (
             os.path.relpath(CONFIG / each, os.path.realpath(folder))
-            for each in ("overlays/containerd", f"components/{name}")
+            for each in ("overlays/containerd", *(f"components/{name}" for name in names))
         )
-        content = {"resources": [overlay], "components": [component]}
+        content = {"resources": [overlay], "components": components}
         Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(content))
         return list(yaml.safe_load_all(kustomized(Path(folder))))
 
@@ -261,3 +261,15 @@ def test_ambient_takes_namespaces_from_the_webhook_and_changes_nothing_else_of_i
     for one, before in zip(with_it, without, strict=True):
         where = before["namespaceSelector"]["matchExpressions"]
         assert one == before | {"namespaceSelector": {"matchExpressions": [*where, more]}}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_daemon_alone_is_the_same_without_a_webhook(release: str) -> None:
+    alone = with_component("ambient", "daemon-only")
+    kept = [
+        one for one in with_component("ambient") if "webhook" not in f"{one['kind']} {one['metadata']['name']}".lower()
+    ]
+    assert alone == kept
+    assert {one["kind"] for one in alone} >= {"Namespace", "DaemonSet", "ServiceAccount", "ConfigMap", "NetworkPolicy"}
+    for one in alone:
+        hold(one, release)
