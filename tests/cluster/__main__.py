@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.cluster import costs, images, programs
+from tests.cluster import images, programs
 from tests.support.cluster.cgroups import Cgroups
 
 ROOT = images.ROOT
@@ -69,7 +69,6 @@ def _environment(folder: Path, cgroup: str) -> dict[str, str]:
             )
         ),
         "CLUSTER_BEGAN": str(_BEGAN),
-        "CLUSTER_RESULTS": str(costs.TAKEN),
     }
 
 

@@ -116,7 +116,7 @@ class Api:
 
 def condition(thing: Json, kind: str) -> str:
     """``True``, ``False``, ``Unknown``, or empty when the object has no such condition yet."""
-    found = [each["status"] for each in thing.get("status", {}).get("conditions", ()) if each["type"] == kind]
+    found = [each["status"] for each in thing.get("status", {}).get("conditions") or () if each["type"] == kind]
     return found[0] if found else ""
 
 

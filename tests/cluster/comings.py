@@ -14,11 +14,13 @@ _PODS = "/api/v1/namespaces/default/pods"
 
 
 class Scaling:
-    """A service that is asked by so many at a time that it needs five pods, and then by nobody."""
+    """A service that is asked by so many at a time that it needs as many pods, and then by nobody."""
 
-    def __init__(self, api: Api, cluster: Cluster) -> None:
+    def __init__(self, api: Api, cluster: Cluster, name: str, most: int) -> None:
         self._api = api
         self._cluster = cluster
+        self._name = name
+        self._most = most
         self.answers: list[int] = []
         self.errors: list[str] = []
         self._until = 0.0
@@ -32,17 +34,19 @@ class Scaling:
                     self.errors.append(repr(error))
 
     def _ready(self) -> int:
-        return sum(ready(pod) for pod in knative.pods(self._api, "scaling"))
+        return sum(ready(pod) for pod in knative.pods(self._api, self._name))
 
     def run(self) -> None:
-        """Up to five, and down to one that is frozen."""
-        client = Client(knative.route(self._api, "scaling"))
+        """Up to so many, and down to one that is frozen."""
+        client = Client(knative.route(self._api, self._name))
         self._until = time.monotonic() + 90
-        with ThreadPoolExecutor(5) as pool:
-            for _ in range(5):
+        with ThreadPoolExecutor(self._most) as pool:
+            for _ in range(self._most):
                 pool.submit(self._ask, client)
             try:
-                until(lambda: self._ready() == 5, "five pods are ready", 60, every=0.2)
+                until(
+                    lambda: self._ready() == self._most, f"{self._most} pods of {self._name} are ready", 60, every=0.2
+                )
                 time.sleep(2)
             finally:
                 self._until = 0.0
@@ -50,7 +54,7 @@ class Scaling:
         Container(self._cluster.cgroup, self._alive()[0]).await_frozen()
 
     def _alive(self) -> list[dict[str, dict[str, str]]]:
-        return [pod for pod in knative.pods(self._api, "scaling") if "deletionTimestamp" not in pod["metadata"]]
+        return [pod for pod in knative.pods(self._api, self._name) if "deletionTimestamp" not in pod["metadata"]]
 
 
 class Deletion:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.cluster import runtime
 from tests.cluster.api import Api, condition
 from tests.cluster.certificates import Authority
 from tests.cluster.images import PAUSE
 from tests.cluster.inside import NODE_ADDRESS
+from tests.support.cluster.cgroups import hierarchies
 from tests.support.cluster.programs import Daemon
 from tests.support.wait import until
 
@@ -52,6 +54,7 @@ default_runtime_name = "runc"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+BinaryName = "{runc}"
 SystemdCgroup = false
 """
 
@@ -193,10 +196,24 @@ class Cluster:
         config = self.folder / "containerd.toml"
         config.write_text(
             _CONTAINERD.format(
-                socket=SOCKET, pause=PAUSE, plugins=_PLUGINS, folder=self.folder, snapshotter=snapshotter
+                socket=SOCKET,
+                pause=PAUSE,
+                plugins=_PLUGINS,
+                folder=self.folder,
+                snapshotter=snapshotter,
+                runc=self._runc(),
             )
         )
         return ["containerd", f"--config={config}"]
+
+    def _runc(self) -> Path | str:
+        """What containerd starts as such."""
+        mounted = hierarchies()
+        if len(mounted) == 1 or "" not in mounted:
+            return "runc"
+        script = self.folder / "runc"
+        runtime.write(script, self.cgroup, mounted[""])
+        return script
 
     def _kubelet(self) -> list[str]:
         certificate, key = self.authority.sign("kubelet-server", NODE, hosts=[NODE, NODE_ADDRESS])

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import ambient, knative
 from tests.cluster import installed as freeze_proxy
-from tests.cluster import knative
 from tests.cluster.api import Api, Json
 from tests.cluster.background import Background
 from tests.cluster.comings import Deletion, Scaling
 from tests.cluster.components import SERVER, Cluster, from_environment
-from tests.cluster.minute import Minute
+from tests.cluster.images import ROOT
+from tests.cluster.minute import KINDS, Minute
+from tests.cluster.runtime import CHOSEN
 
 _LOOKED_AT = "pods,ksvc,revisions,kingress,daemonsets,deployments,mutatingwebhookconfigurations"
 _ONE_A_POD = {
@@ -25,6 +27,8 @@ _ONE_A_POD = {
     "autoscaling.knative.dev/window": "6s",
 }
 """Annotations: a pod for each request at a time, up to five, and no more than are asked for seconds later."""
+_SCALING = {"scaling": 5, f"{CHOSEN}by-activator": 3}
+"""Services, and how many pods they come to have."""
 collect_ignore_glob = [] if "CLUSTER_FOLDER" in os.environ else ["*"]
 
 
@@ -83,9 +87,46 @@ def stock(api: Api, with_knative: None, say: Callable[[str], None]) -> None:
 
 
 @pytest.fixture(scope="session")
+def sleeptalkers_source(api: Api, with_knative: None) -> None:
+    """As config/example.yaml says."""
+    api.kubectl("create", "configmap", "sleeptalker", f"--from-file={ROOT / 'examples/sleeptalker/sleeptalker.py'}")
+
+
+@pytest.fixture(scope="session")
+def daemon_alone(api: Api, stock: None) -> None:
+    """No webhook is there yet, unless tests were chosen that need it."""
+    freeze_proxy.install_daemon_alone(api)
+
+
+@pytest.fixture(scope="session")
+def with_ambient(api: Api, daemon_alone: None, sleeptalkers_source: None, say: Callable[[str], None]) -> None:
+    """Services without a sidecar are ready."""
+    found = [*ambient.services(_ONE_A_POD | {"autoscaling.knative.dev/max-scale": "3"}), ambient.sleeptalker()]
+    knative.apply(api, *found)
+    knative.await_services(api, *(each["metadata"]["name"] for each in found))
+    say("Services without a sidecar are ready.")
+
+
+@pytest.fixture(scope="session")
+def ambient_probed(api: Api, cluster: Cluster, with_ambient: None, say: Callable[[str], None]) -> Minute:
+    """Some of them with probes of each kind, left alone from now on."""
+    services = {
+        kind: knative.service(f"{CHOSEN}{kind}-probed", each, {**knative.DIRECT, **ambient.ASKS})
+        for kind, each in ambient.PROBED.items()
+    }
+    return Minute(api, cluster, say, services, ambient.SECONDS)
+
+
+@pytest.fixture(scope="session")
+def ambient_sent(api: Api, cluster: Cluster, ambient_probed: Minute) -> dict[str, Background[list[float]]]:
+    """Requests to the others, beside the tests that follow."""
+    return ambient.sent(api, cluster)
+
+
+@pytest.fixture(scope="session")
 def installed(api: Api, stock: None) -> None:
     """freeze-proxy is there; ``test_1_install.py`` has installed it, or it is done now."""
-    if not api.find(freeze_proxy.DAEMON):
+    if not api.find(freeze_proxy.WEBHOOK):
         freeze_proxy.install(api)
 
 
@@ -107,7 +148,8 @@ def _asked() -> list[Json]:
 @pytest.fixture(scope="session")
 def probed(api: Api, cluster: Cluster, installed: None, say: Callable[[str], None]) -> Minute:
     """Services with probes of each kind, left alone for a minute from now on."""
-    minute = Minute(api, cluster, say)
+    services = {kind: knative.service(f"probed-{kind}", container) for kind, container in KINDS.items()}
+    minute = Minute(api, cluster, say, services)
     knative.apply(api, *_asked())  # they start beside the tests that follow
     return minute
 
@@ -119,14 +161,17 @@ def with_sidecar(api: Api, probed: Minute) -> None:
 
 
 @pytest.fixture(scope="session")
-def scaling(api: Api, cluster: Cluster, with_sidecar: None) -> tuple[Scaling, Background[None]]:
+def scaling(
+    api: Api, cluster: Cluster, with_sidecar: None, with_ambient: None
+) -> dict[str, tuple[Scaling, Background[None]]]:
     """Begins now."""
-    made = Scaling(api, cluster)
-    return made, Background(made.run)
+    made = {name: Scaling(api, cluster, name, most) for name, most in _SCALING.items()}
+    return {name: (each, Background(each.run)) for name, each in made.items()}
 
 
 @pytest.fixture(scope="session")
-def deletions(api: Api, cluster: Cluster, with_sidecar: None) -> dict[str, Background[float]]:
+def deletions(api: Api, cluster: Cluster, with_sidecar: None, with_ambient: None) -> dict[str, Background[float]]:
     """All at the same time, since queue-proxy waits for half a minute in each."""
-    found = [Deletion(api, cluster, name, name == "deleted") for name in ("deleted", "stock-deleted")]
-    return {name: Background(each.run) for name, each in zip(("frozen", "stock"), found, strict=True)}
+    names = {"frozen": "deleted", "ambient": f"{CHOSEN}deleted", "stock": "stock-deleted"}
+    found = {what: Deletion(api, cluster, name, what != "stock") for what, name in names.items()}
+    return {what: Background(each.run) for what, each in found.items()}

@@ -12,7 +12,7 @@ import httpx
 import yaml
 
 from tests.cluster.api import Api, Json, await_all, condition, ready
-from tests.cluster.images import REGISTRY, image
+from tests.cluster.images import PYTHON, REGISTRY, ROOT, image
 from tests.support.wait import until
 
 SYSTEM = "knative-serving"
@@ -182,6 +182,15 @@ def service(name: str, container: Json, annotations: dict[str, str] | None = Non
             }
         },
     }
+
+
+def example() -> Json:
+    """config/example.yaml with the one image that is here."""
+    made = yaml.safe_load((ROOT / "config/example.yaml").read_text())
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    container["image"] = PYTHON
+    made["metadata"]["namespace"] = "default"
+    return made
 
 
 def apply(api: Api, *services: Json) -> None:

@@ -14,21 +14,22 @@ from tests.cluster.components import Cluster
 from tests.cluster.node import Container, statuses
 
 SECONDS = 60
-_HTTP = {"httpGet": {"path": "/", "httpHeaders": [{"name": "X-Probe", "value": "yes"}]}}
-_TCP: Json = {"tcpSocket": {"port": 0}}
-_GRPC = {"grpc": {"port": 8080}}
-_EXEC = {"exec": {"command": ["/ko-app/server", "check"]}}
+HTTP = {"httpGet": {"path": "/", "httpHeaders": [{"name": "X-Probe", "value": "yes"}]}}
+TCP: Json = {"tcpSocket": {"port": 0}}
+GRPC = {"grpc": {"port": 8080}}
+EXEC = {"exec": {"command": ["/ko-app/server", "check"]}}
 _OFTEN = {"periodSeconds": 2, "timeoutSeconds": 1, "failureThreshold": 3}
 _STARTUP = {"periodSeconds": 1, "failureThreshold": 30}
 
 
+def both(how: Json, *, port: str = "http1") -> Json:
+    """The tests' server, whose readiness and liveness are asked in the same way."""
+    return {"ports": [{"name": port, "containerPort": 8080}], "readinessProbe": how, "livenessProbe": how}
+
+
 def _container(how: Json, *, port: str = "http1", startup: bool = False) -> Json:
-    """The tests' server, whose readiness and liveness are asked often, in the same way."""
-    container: Json = {
-        "ports": [{"name": port, "containerPort": 8080}],
-        "readinessProbe": {**how, **_OFTEN},
-        "livenessProbe": {**how, **_OFTEN},
-    }
+    """The same, asked often."""
+    container = both({**how, **_OFTEN}, port=port)
     if startup:
         container["startupProbe"] = {"httpGet": {"path": "/", "port": 8080}, **_STARTUP}
     return container
@@ -36,38 +37,53 @@ def _container(how: Json, *, port: str = "http1", startup: bool = False) -> Json
 
 KINDS: dict[str, Json] = {
     "none": {},
-    "http": _container(_HTTP),
-    "http-startup": _container(_HTTP, startup=True),
-    "tcp": _container(_TCP),
-    "grpc": _container(_GRPC, port="h2c"),
-    "exec": _container(_EXEC),
-    "exec-startup": {**_container(_HTTP), "startupProbe": {**_EXEC, **_STARTUP}},
+    "http": _container(HTTP),
+    "http-startup": _container(HTTP, startup=True),
+    "tcp": _container(TCP),
+    "grpc": _container(GRPC, port="h2c"),
+    "exec": _container(EXEC),
+    "exec-startup": {**_container(HTTP), "startupProbe": {**EXEC, **_STARTUP}},
 }
 """The containers, by the kind of their probes."""
-_NAMES = {f"probed-{kind}": kind for kind in KINDS}
 
 
 class Minute:
-    """Begins when all of the services are frozen, and goes on beside other tests until ``result``."""
+    """Begins when all of the services are frozen, and goes on beside other tests until ``end``.
 
-    def __init__(self, api: Api, cluster: Cluster, say: Callable[[str], None]) -> None:
+    ``services`` by the kind of their probes. They are left alone for so many ``seconds``.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        cluster: Cluster,
+        say: Callable[[str], None],
+        services: dict[str, Json],
+        seconds: float = SECONDS,
+    ) -> None:
         self._api = api
         self._say = say
-        knative.apply(api, *(knative.service(name, KINDS[kind]) for name, kind in _NAMES.items()))
-        knative.await_services(api, *_NAMES, within=90)
-        self.containers = {kind: Container(cluster.cgroup, knative.pod(api, name)) for name, kind in _NAMES.items()}
+        self.seconds = seconds
+        knative.apply(api, *services.values())
+        names = {kind: each["metadata"]["name"] for kind, each in services.items()}
+        knative.await_services(api, *names.values(), within=90)
+        self.containers = {kind: Container(cluster.cgroup, knative.pod(api, name)) for kind, name in names.items()}
         # Where a startup or an exec probe is, the first freeze waits for the first request.
-        clients = [Client(knative.route(api, name)) for name in _NAMES]
+        clients = [Client(knative.route(api, name)) for name in names.values()]
         with ThreadPoolExecutor(len(clients)) as pool:
             for answer in pool.map(lambda client: client.http(http2=client.route.port == 81).get("/"), clients):
                 answer.raise_for_status()
         for container in self.containers.values():
             container.await_frozen(20)
-        say(f"{len(self.containers)} services with probes are frozen; they are left alone for {SECONDS} s.")
+        say(f"{len(self.containers)} services with probes are frozen; they are left alone for {seconds:.0f} s.")
         self.not_ready: list[str] = []
         self.seen: set[str] = set()
         self.awake: dict[str, int] = dict.fromkeys(self.containers, 0)
         self.looks = 0
+        self.lasted = 0.0
+        """Seconds, once it has ended."""
+        self.ticked: dict[str, int] = {}
+        """How often each has ticked meanwhile."""
         self._ended = threading.Event()
         self._began = time.monotonic()
         self._noted_from = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -81,7 +97,7 @@ class Minute:
         path = "/api/v1/namespaces/default/pods"
         names = {container.pod for container in self.containers.values()}
         while not self._ended.is_set():
-            for kind, pod in self._api.watch(path, SECONDS + 60):
+            for kind, pod in self._api.watch(path, int(self.seconds) + 60):
                 if self._ended.is_set():
                     return
                 name = pod["metadata"]["name"]
@@ -100,17 +116,15 @@ class Minute:
                 self.awake[kind] += not container.frozen
 
     def end(self) -> None:
-        """Return when the minute is over."""
-        left = self._began + SECONDS - time.monotonic()
+        """Return when the time is over."""
+        left = self._began + self.seconds - time.monotonic()
         if left > 0:
-            self._say(f"The minute is over in {left:.0f} s.")
+            self._say(f"{left:.0f} s are left of it.")
             time.sleep(left)
         self._ended.set()
         self._threads[1].join()
-
-    def ticked(self) -> dict[str, int]:
-        """How often each has ticked since the minute began."""
-        return {kind: len(container.ticks()) - self._ticks[kind] for kind, container in self.containers.items()}
+        self.lasted = time.monotonic() - self._began
+        self.ticked = {kind: len(each.ticks()) - self._ticks[kind] for kind, each in self.containers.items()}
 
     def events(self) -> list[Any]:
         """What the cluster has noted of these pods as a warning since the minute began."""

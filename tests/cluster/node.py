@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.api import Json
+from tests.support.cluster.cgroups import hierarchies
 from tests.support.wait import until
 
 USER = "user-container"
@@ -32,22 +33,30 @@ class Container:
         self._below = f"**/pod{self._uid}/{identity}"
         self._state: Path | None = None
 
-    def _file(self, hierarchy: str, name: str, below: str) -> Path:
-        found = list(Path("/sys/fs/cgroup", hierarchy, self._cgroup, "kubepods").glob(f"{below}/{name}"))
-        assert found, f"{self.pod} has no {name} on this node: is {self.name} gone?"
-        return found[0]
+    def _file(self, below: str, **names: str) -> Path:
+        """The first that is there of these files of its cgroup, by v1 controller or ``v2``."""
+        for hierarchy, name in names.items():
+            mounted = hierarchies().get("" if hierarchy == "v2" else hierarchy)
+            found = list((mounted / self._cgroup / "kubepods").glob(f"{below}/{name}")) if mounted else []
+            if found:
+                return found[0]
+        raise AssertionError(f"{self.pod} has none of {names} on this node: is {self.name} gone?")
 
     @property
     def frozen(self) -> bool:
         """Whether the kernel says so; a container that is gone is not."""
         if self._state is None:
-            v1 = Path("/sys/fs/cgroup/freezer").exists()
-            self._state = self._file(*(("freezer", "freezer.state") if v1 else ("", "cgroup.events")), self._below)
+            self._state = self._file(self._below, freezer="freezer.state", v2="cgroup.events")
         try:
             text = self._state.read_text()
         except FileNotFoundError:
             return False
         return text == "FROZEN\n" or "frozen 1" in text
+
+    @property
+    def in_cgroup2(self) -> bool:
+        """Whether it is cgroup2 by which it is frozen, for once it was seen to be."""
+        return self._state is not None and self._state.name == "cgroup.events"
 
     def await_frozen(self, within: float = 10) -> None:
         """Return when it is."""
@@ -63,23 +72,21 @@ class Container:
         return [line.split(" ", 3)[3] for file in files for line in file.read_text().splitlines()]
 
     def ticks(self) -> list[float]:
-        """The times at which the tests' server ticked, in seconds since 1970."""
-        found = (re.fullmatch(r"tick at (\d+)", line) for line in self.lines())
-        return [int(match[1]) / 1000 for match in found if match]
+        """The times at which it ticked, in seconds: the tests' server's since 1970, sleeptalker's by another clock."""
+        found = (re.match(r"tick(?: \d+)? at ([\d.]+)", line) for line in self.lines())
+        return [float(match[1]) / (1 if "." in match[1] else 1000) for match in found if match]
 
     def cpu(self) -> float:
         """Seconds of CPU that the whole pod has had."""
-        if Path("/sys/fs/cgroup/cpuacct").exists():
-            return int(self._file("cpuacct", "cpuacct.usage", f"**/pod{self._uid}").read_text()) / 1e9
-        text = self._file("", "cpu.stat", f"**/pod{self._uid}").read_text()
-        return int(text.split()[1]) / 1e6
+        file = self._file(f"**/pod{self._uid}", cpuacct="cpuacct.usage", v2="cpu.stat")
+        text = file.read_text()
+        return int(text.split()[1]) / 1e6 if file.name == "cpu.stat" else int(text) / 1e9
 
     def memory(self) -> int:
         """Bytes that this container has for itself: what its processes have written, without caches of files."""
-        v1 = Path("/sys/fs/cgroup/memory").exists()
-        text = self._file("memory" if v1 else "", "memory.stat", self._below).read_text()
+        text = self._file(self._below, memory="memory.stat", v2="memory.stat").read_text()
         values: dict[str, Any] = dict(line.split() for line in text.splitlines())
-        return int(values["rss" if v1 else "anon"])
+        return int(values["rss"] if "rss" in values else values["anon"])
 
 
 def silent(container: Container, seconds: float) -> bool:

@@ -3,7 +3,6 @@
 Here also begin the services with probes of each kind, which are left alone until ``test_5_a_minute.py``.
 """
 
-import re
 import time
 
 import pytest
@@ -12,7 +11,6 @@ from tests.cluster import knative
 from tests.cluster.api import Api
 from tests.cluster.client import Client
 from tests.cluster.components import Cluster
-from tests.cluster.images import PYTHON, ROOT
 from tests.cluster.node import QUEUE, SIDECAR, USER, Container, statuses
 
 _TICK = 0.5
@@ -20,21 +18,11 @@ _TICK = 0.5
 
 
 @pytest.fixture(scope="module")
-def sleeptalker(api: Api, cluster: Cluster, installed: None, probed: None) -> Container:
+def sleeptalker(api: Api, cluster: Cluster, installed: None, probed: None, sleeptalkers_source: None) -> Container:
     """The example, with the one image that is here."""
-    source = ROOT / "examples/sleeptalker/sleeptalker.py"
-    api.kubectl("create", "configmap", "sleeptalker", f"--from-file={source}")
-    text, changed = re.subn(r"image: \S+", f"image: {PYTHON}", (ROOT / "config/example.yaml").read_text())
-    assert changed == 1
-    api.kubectl("apply", "-f", "-", given=text)
+    knative.apply(api, knative.example())
     knative.await_services(api, "sleeptalker")
     return Container(cluster.cgroup, knative.pod(api, "sleeptalker"))
-
-
-def _ticks(container: Container) -> list[float]:
-    """The monotonic times of sleeptalker's ticks, in seconds."""
-    found = (re.match(r"tick \d+ at ([\d.]+)", line) for line in container.lines())
-    return [float(match[1]) for match in found if match]
 
 
 def test_its_pod_carries_the_sidecar(api: Api, sleeptalker: Container) -> None:
@@ -50,13 +38,13 @@ def test_it_is_silent_while_idle_and_ticks_during_a_request(api: Api, sleeptalke
     for _ in range(2):
         sleeptalker.await_frozen()
         time.sleep(0.2)
-        before = _ticks(sleeptalker)
+        before = sleeptalker.ticks()
         time.sleep(3 * _TICK)
-        assert _ticks(sleeptalker) == before
+        assert sleeptalker.ticks() == before
         assert client.get().text == "Hm? One moment.\nHere you are.\n"
         sleeptalker.await_frozen()
         time.sleep(0.2)
-        during = _ticks(sleeptalker)[len(before) :]
+        during = sleeptalker.ticks()[len(before) :]
         assert 3 <= len(during) <= 6, during
         gap = during[0] - before[-1] if before else 3 * _TICK
         assert gap >= 3 * _TICK

@@ -31,7 +31,7 @@ def test_they_were_frozen_all_the_time(minute: Minute) -> None:
     """Ten looks a second; a tick is printed ten times a second by whoever runs."""
     assert minute.looks > 300
     assert not any(minute.awake.values()), (minute.awake, minute.looks)
-    assert not any(minute.ticked().values()), minute.ticked()
+    assert not any(minute.ticked.values()), minute.ticked
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,26 +1,29 @@
 """What freeze-proxy costs beside stock Knative, measured in the same run; the table is in the output and in a file."""
 
-import json
-import os
+import contextlib
 import re
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster import costs, knative
+from tests.cluster import installed as freeze_proxy
+from tests.cluster.ambient import ASKS
 from tests.cluster.api import Api, ready
 from tests.cluster.client import Client, timed
 from tests.cluster.components import Cluster
 from tests.cluster.node import QUEUE, SIDECAR, USER, Container, statuses
+from tests.cluster.runtime import CHOSEN
 
-_NAMES = {"stock": "stock", "freeze-proxy": "traffic"}
+_NAMES = {"stock": "stock", "freeze-proxy": "traffic", "ambient": f"{CHOSEN}traffic"}
+_ASKS = {"stock": {"freeze.extensions.knative.dev/inject": "false"}, "freeze-proxy": {}, "ambient": ASKS}
+"""Annotations."""
 _LOAD_SECONDS = 3
-_FIRST = 25
+_FIRST = {"stock": 25, "freeze-proxy": 25, "ambient": 6}
 _STARTS = 3
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
@@ -60,23 +63,18 @@ class Measured:
         self._cgroup = cluster.cgroup
         self.user = Container(cluster.cgroup, self.pod)
 
-    def warm(self, connections: int) -> dict[str, float]:
-        """Latencies, and the CPU of the whole pod for a request. Seconds."""
-        before = self.user.cpu()
+    def warm(self, connections: int, daemon: Container) -> dict[str, float]:
+        """Latencies and the CPU of the whole pod for a request, in seconds; the daemon's meanwhile, in cores."""
+        parts = {"cpu": self.user, "daemon": daemon}
+        before = {name: part.cpu() for name, part in parts.items()}
         load = _wrk(self.client, connections)
-        return {"p50": load.p50, "p99": load.p99, "cpu": (self.user.cpu() - before) / load.requests}
-
-    def first(self, frozen: bool) -> list[float]:
-        """Seconds that the first request after a while takes, on a connection that was there before."""
-        took = []
-        with self.client.http() as http:
-            timed(http)
-            for _ in range(_FIRST):
-                if frozen:
-                    self.user.await_frozen()
-                time.sleep(0.25)
-                took.append(timed(http))
-        return took
+        spent = {name: part.cpu() - before[name] for name, part in parts.items()}
+        return {
+            "p50": load.p50,
+            "p99": load.p99,
+            "cpu": spent["cpu"] / load.requests,
+            "daemon": spent["daemon"] / _LOAD_SECONDS,
+        }
 
     def memory(self) -> dict[str, int]:
         """Bytes, by container."""
@@ -84,7 +82,28 @@ class Measured:
         return {name: Container(self._cgroup, self.pod, name).memory() for name in names}
 
 
-def _start(api: Api, name: str, annotations: dict[str, str]) -> float:
+def _first(services: dict[str, Measured]) -> dict[str, list[float]]:
+    """Seconds that the first request after a while takes, on a connection that was there before.
+
+    An ambient pod is frozen only some seconds after the last one: the others are asked meanwhile.
+    """
+    took: dict[str, list[float]] = {what: [] for what in services}
+    with contextlib.ExitStack() as opened:
+        connections = {what: opened.enter_context(service.client.http()) for what, service in services.items()}
+        for http in connections.values():
+            timed(http)
+        while any(len(took[what]) < number for what, number in _FIRST.items()):
+            for what, service in services.items():
+                if what == "ambient" and not service.user.frozen:
+                    continue
+                if what == "freeze-proxy":
+                    service.user.await_frozen()
+                time.sleep(0.25)
+                took[what].append(timed(connections[what]))
+    return took
+
+
+def _start(api: Api, name: str, annotations: dict[str, str], sidecar: bool) -> float:
     """Seconds from the first sight of a service's pod until it is ready."""
     label = f"serving.knative.dev%2Fservice%3D{name}"
     knative.apply(api, knative.service(name, {}, {**knative.DIRECT, **annotations}))
@@ -94,6 +113,7 @@ def _start(api: Api, name: str, annotations: dict[str, str]) -> float:
             began = began or time.monotonic()
             if ready(pod):
                 took = time.monotonic() - began
+                assert (SIDECAR in statuses(pod)) is sidecar
                 api.delete(f"{knative.SERVING}/services/{name}")
                 return took
         time.sleep(0.05)
@@ -101,33 +121,34 @@ def _start(api: Api, name: str, annotations: dict[str, str]) -> float:
 
 
 @pytest.fixture(scope="module")
-def measured(api: Api, cluster: Cluster, with_sidecar: None, say: Callable[[str], None]) -> dict[str, Any]:
+def measured(
+    api: Api, cluster: Cluster, with_sidecar: None, with_ambient: None, say: Callable[[str], None]
+) -> dict[str, Any]:
     say("Measuring what it costs.")
     services = {what: Measured(api, cluster, name) for what, name in _NAMES.items()}
     results: dict[str, Any] = {what: {} for what in _NAMES}
+    daemon = Container(cluster.cgroup, freeze_proxy.daemons_pod(api), "daemon")
     for what, service in services.items():
         for connections in (1, 16):
-            results[what][f"warm-{connections}"] = service.warm(connections)
-        results[what]["first"] = service.first(what != "stock")
+            results[what][f"warm-{connections}"] = service.warm(connections, daemon)
         results[what]["memory"] = service.memory()
         results[what]["start"] = []
+    for what, first in _first(services).items():
+        results[what]["first"] = first
     for number in range(_STARTS):
-        for what in _NAMES:
-            annotations = {"freeze.extensions.knative.dev/inject": "false"} if what == "stock" else {}
-            results[what]["start"].append(_start(api, f"started-{what}-{number}", annotations))
-    results["versions"] = os.environ["CLUSTER_VERSIONS"]
-    results["taken"] = time.strftime("%Y-%m-%d")
-    results["cores"] = os.cpu_count()
+        for what, annotations in _ASKS.items():
+            name = f"{CHOSEN}started-{what}-{number}"  # all by the same runtime
+            results[what]["start"].append(_start(api, name, annotations, sidecar=what == "freeze-proxy"))
     return results
 
 
 def test_what_it_costs(measured: dict[str, Any], say: Callable[[str], None]) -> None:
     say(f"The costs:\n\n{costs.table(measured)}\n")
-    results = Path(os.environ["CLUSTER_RESULTS"])
-    results.parent.mkdir(exist_ok=True)
-    results.write_text(json.dumps(measured, indent=1) + "\n")
-    ours, stock = measured["freeze-proxy"], measured["stock"]
+    costs.keep(measured, costs.TAKEN)
+    ours, stock, ambient = (measured[name] for name in ("freeze-proxy", "stock", "ambient"))
     # Bounds for defects, not for figures: the machine may be busy with other things.
-    assert costs.median(ours["first"]) < costs.median(stock["first"]) + 0.02
+    for each in (ours, ambient):
+        assert costs.median(each["first"]) < costs.median(stock["first"]) + 0.02
+        assert each["warm-16"]["cpu"] < 2 * stock["warm-16"]["cpu"]
     assert ours["memory"][SIDECAR] < 20 << 20
-    assert ours["warm-16"]["cpu"] < 2 * stock["warm-16"]["cpu"]
+    assert costs.median(ambient["start"]) < costs.median(stock["start"]) + 1

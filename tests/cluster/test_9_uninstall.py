@@ -9,11 +9,11 @@ from tests.cluster import knative
 from tests.cluster.api import Api, Json
 from tests.cluster.client import Client
 from tests.cluster.components import Cluster
-from tests.cluster.installed import OVERLAY
+from tests.cluster.installed import overlay
 from tests.cluster.node import Container, silent
 from tests.support.wait import until
 
-_SERVICES = ("traffic", "by-activator", "probed-http", "probed-tcp")
+_SERVICES = ("traffic", "by-activator", "probed-http", "probed-tcp", "ambient-traffic", "ambient-http-probed", "hybrid")
 _INJECTED = "freeze.extensions.knative.dev/injected=true"
 
 
@@ -38,7 +38,7 @@ def test_services_go_on_and_nothing_is_frozen(api: Api, cluster: Cluster, with_s
     for container in containers:
         container.await_frozen()
     api.kubectl("delete", "mutatingwebhookconfiguration", "freeze-proxy")
-    api.kubectl("delete", "--wait=false", "--ignore-not-found", "-k", OVERLAY)
+    api.kubectl("delete", "--wait=false", "--ignore-not-found", "-k", overlay("ambient"))
     until(lambda: not any(each.frozen for each in containers), "nothing is frozen", 30)
     for name in _SERVICES:
         assert Client(knative.route(api, name)).get().text.startswith("hello")
