@@ -197,6 +197,30 @@ def test_what_the_verifier_has_against_a_program_is_shown() -> None:
     assert "r0 = *(u32 *)(r1 +4096)" in caught.value.log
 
 
+def test_a_reset_ends_a_connection_and_does_not_matter_to_the_count(bench: Bench) -> None:
+    """Of a connection in some state only a real socket tells: ``test_watcher.py``."""
+    code = source.program(
+        INGRESS,
+        PORTS,
+        slot=SLOT,
+        shared=bench.shared.fd,
+        ring=bench.ring.fd,
+        ring_size=bench.ring.size,
+        observe=False,
+        ends=True,
+    )
+    assert len(code) // 8 < 260
+    program = LoadedProgram(code, INGRESS, "ends")
+    for armed in (0, 1):
+        bench.words[0], before = armed, bench.words[1]
+        for packet in (tcp(RST), tcp(RST, b"why"), tcp(ACK), tcp(RST, target=SERVER + 1)):
+            assert program.test(ip4(TCP, packet))[0] == 1
+        assert bench.words[1] == before
+        assert [_header(record)[3:6] for record in bench.ring.take()] == [(0, 0, source.ENDS)] * 2 * armed
+    bench.words[0] = 0
+    program.close()
+
+
 def test_the_program_is_small(bench: Bench) -> None:
     assert len(bench.code(INGRESS, observe=False)) // 8 < 200
     assert max(len(bench.code(direction)) // 8 for direction in (INGRESS, EGRESS)) < 390

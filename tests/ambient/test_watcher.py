@@ -5,13 +5,13 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from freeze_proxy.ambient import Watch, Watcher
 from freeze_proxy.ambient.bpf import BpfError, attached
-from freeze_proxy.ambient.program import ACK, FROM_SERVER, HEADER
+from freeze_proxy.ambient.program import ACK, ENDS, FROM_SERVER, HEADER, KIND_AT
 from tests.support.ambience import frozen, made_cgroup, need_ambient, running_in
 from tests.support.wait import until
 
@@ -26,7 +26,7 @@ def _possible() -> None:
 class Server:
     """One that says ``pong`` to whatever it is sent, by TCP and UDP, over one family, in a cgroup that is watched."""
 
-    def __init__(self, stack: ExitStack, host: str, observe: bool) -> None:
+    def __init__(self, stack: ExitStack, host: str, observe: bool, ends: bool = False) -> None:
         self.host = host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.cgroup = stack.enter_context(made_cgroup())
@@ -49,11 +49,15 @@ class Server:
                             poll.register(connection, select.POLLIN)
                         elif fd == udp.fileno():
                             udp.sendto(b"pong", udp.recvfrom(100)[1])
-                        elif connections[fd].recv(1 << 16):
-                            connections[fd].sendall(b"pong")
                         else:
-                            poll.unregister(fd)
-                            connections.pop(fd).close()
+                            asked = b""
+                            with suppress(ConnectionResetError):
+                                asked = connections[fd].recv(1 << 16)
+                            if asked:
+                                connections[fd].sendall(b"pong")
+                            if asked in (b"", b"the last"):
+                                poll.unregister(fd)
+                                connections.pop(fd).close()
 
         stack.enter_context(running_in(self.cgroup, serve))
         told.close()
@@ -61,7 +65,7 @@ class Server:
         self.records: list[bytes | None] = []
         self.watcher = Watcher()
         stack.callback(self.watcher.close)
-        self.watch: Watch = self.watcher.watch(self.cgroup, (self.port,), self.records.append, observe)
+        self.watch: Watch = self.watcher.watch(self.cgroup, (self.port,), self.records.append, observe, ends)
         stack.callback(self.watch.close)
 
     def connect(self) -> socket.socket:
@@ -233,3 +237,36 @@ def test_what_cannot_be_watched_is_refused_with_a_sentence() -> None:
             watcher.watch(path, (80,), lambda _record: None).close()
     finally:
         watcher.close()
+
+
+def _reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+    client.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("end", [socket.socket.close, _reset, lambda client: client.sendall(b"the last")])
+def test_it_is_told_that_the_server_has_closed_a_connection(host: str, end: Callable[[socket.socket], None]) -> None:
+    """Whoever was the first to; and of no other."""
+    with ExitStack() as stack:
+        server = Server(stack, host, observe=False, ends=True)
+
+        def ends() -> set[bytes]:
+            server.watcher.read()
+            return {record[24:60] for record in server.records if record and record[KIND_AT] & ENDS}
+
+        server.watch.arm()
+        with server.connect() as kept, server.connect() as client:
+            name = client.getsockname()
+            for each in (kept, client):
+                server.ping(each)
+            assert not ends()
+            before = server.watch.packets
+            end(client)
+            (key,) = until(ends, "it is told of")
+            assert int.from_bytes(key[32:34], "big") == name[1]
+            assert server.watch.packets - before == (client.fileno() >= 0)  # the bytes of the last request
+            server.ping(kept)
+            server.watcher.read()
+            server.watch.disarm()
+        assert server.watcher.read() == 0, "nobody waits for the end of that"

@@ -87,6 +87,7 @@ class Minute:
         self._ended = threading.Event()
         self._began = time.monotonic()
         self._noted_from = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        time.sleep(0.3)  # what they printed last may be on the way to its file
         self._ticks = {kind: len(container.ticks()) for kind, container in self.containers.items()}
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._watch, self._look)]
         for thread in self._threads:

@@ -150,7 +150,7 @@ def test_a_tcp_probe_wakes_it_for_the_grace_alone(make: Make) -> None:
             pod.server.await_frozen(within=2)
             connection.sendall(b"GET /index.html HTTP/1.1\r\n")
             pod.server.await_awake()
-            assert not pod.server.stands_still(0.5)
+            assert not pod.server.stands_still(1.0)
             connection.sendall(b"Connection: close\r\n\r\n")
             assert b"hello" in b"".join(iter(lambda: connection.recv(4096), b""))
         pod.server.await_frozen()

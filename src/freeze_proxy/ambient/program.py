@@ -33,8 +33,9 @@ _AT, _SLOT, _SEQUENCE, _LENGTH, _COPIED, _KIND, _FLAGS = 0, 8, 12, 16, 20, 22, 2
 KIND_AT = _KIND
 _REMOTE, _LOCAL, _REMOTE_PORT, _LOCAL_PORT, _PIECE = 24, 40, 56, 58, 60
 
-FROM_SERVER, WAKES, DATAGRAM, UNCLEAR = 1, 2, 4, 8
-"""Kinds, as bits: what the server sends; what wakes it; UDP; IPv6 with extension headers, which are not read."""
+FROM_SERVER, WAKES, DATAGRAM, UNCLEAR, ENDS = 1, 2, 4, 8, 16
+"""Kinds, as bits: what the server sends; what wakes it; UDP; IPv6 with extension headers, which are not read; what
+shows that the server has closed a connection, or that the client resets it. The last does not matter to the count."""
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
 SMALL, MEDIUM, LARGE = 512 - HEADER_SIZE, 1536 - HEADER_SIZE, 4096 - HEADER_SIZE
@@ -46,6 +47,9 @@ MOST_PIECES = 17
 _SKB_LEN, _SKB_DATA, _SKB_DATA_END, _SKB_SK = 0, 76, 80, 168
 _SOCK_STATE, _TCP_RCV_NXT = 72, 16
 _LISTENING = 10
+_CLOSED_BY_SERVER = (4, 5, 9, 11)
+"""FIN-WAIT-1 and -2, LAST-ACK, CLOSING (include/net/tcp_states.h): the server has sent its FIN (RFC 9293 §3.3.2). The
+client answers that with an ACK at least."""
 # Its functions for programs.
 _KTIME_GET_NS, _SKB_LOAD_BYTES, _SK_FULLSOCK, _TCP_SOCK = 5, 26, 95, 96
 _RINGBUF_RESERVE, _RINGBUF_SUBMIT, _RINGBUF_QUERY = 131, 132, 134
@@ -60,12 +64,21 @@ _TRANSPORT = _ROUND - 8 - 24  # below that a record's address, and the header of
 
 
 def program(
-    direction: int, ports: tuple[int, ...], *, slot: int, shared: int, ring: int, ring_size: int, observe: bool
+    direction: int,
+    ports: tuple[int, ...],
+    *,
+    slot: int,
+    shared: int,
+    ring: int,
+    ring_size: int,
+    observe: bool,
+    ends: bool = False,
 ) -> bytes:
     """Its instructions, for one direction of one server.
 
     ``ports``: of the server's sockets, those that matter; none means all. ``slot``: the number of the server's words in
-    the map ``shared``. ``observe``: tell of everything that counting exchanges needs.
+    the map ``shared``. ``observe``: tell of everything that counting exchanges needs. ``ends``, where it does not: tell
+    of what ``ENDS`` as well.
     """
     p = Program()
     ingress = direction == INGRESS
@@ -145,9 +158,27 @@ def program(
         p.jump_if(r5, "&", SYN, "waking")
         p.jump_if(r8, "s>", 0, "bytes")
         p.jump_if(r5, "&", FIN, "end of a connection")
-        p.jump("pass")  # a bare ACK, or a keep-alive without a byte
+        p.jump("pass" if observe or not ends else "end of a connection")  # a bare ACK, or a keep-alive without a byte
         p.label("end of a connection")
-        p.jump("tell" if observe else "pass")
+        if observe or not ends:
+            p.jump("tell" if observe else "pass")
+        else:
+            p.address(r1, shared, words)
+            p.load(r1, 8, r1, WATCHED)
+            p.jump_if(r1, "==", 0, "pass")
+            p.jump_if(r5, "&", RST, "over")
+            p.load(r1, 8, r6, _SKB_SK)
+            p.jump_if(r1, "==", 0, "pass")
+            p.call(_SK_FULLSOCK)
+            p.jump_if(r0, "==", 0, "pass")
+            p.load(r1, 4, r0, _SOCK_STATE)
+            for state in _CLOSED_BY_SERVER:
+                p.jump_if(r1, "==", state, "over")
+            p.jump("pass")
+            p.label("over")
+            p.store(1, r10, _H + _KIND, ENDS)
+            _tell(p, 0, r8, words, shared, ring, ring_size, observe, counted=False)
+            p.jump("pass")
 
         # Bytes are new where they go beyond what the socket has received; those of a keep-alive or a repetition do not.
         # One that has not got a state of its own yet, such as a listening one, has received nothing.
@@ -261,17 +292,26 @@ def _ports(p: Program, transport: Register, ingress: bool) -> None:
 
 
 def _tell(
-    p: Program, room: int, size: Register, words: int, shared: int, ring: int, ring_size: int, observe: bool
+    p: Program,
+    room: int,
+    size: Register,
+    words: int,
+    shared: int,
+    ring: int,
+    ring_size: int,
+    observe: bool,
+    counted: bool = True,
 ) -> None:
     """Count the packet and write its record: the header, and ``size`` of its bytes, where there is room for any.
 
     ``size`` is between 1 and ``room`` then. Goes on at ``pass`` where the record is not wanted, or does not fit.
     """
-    there = f"a record with room for {room}"
+    there = f"a record with room for {room}" if counted else "a record that is not counted"
     # First the count, then the look at WATCHED.
     p.address(r1, shared, words)
-    p.set(r2, "=", 1)
-    p.add_atomically(r1, PACKETS, r2)
+    if counted:
+        p.set(r2, "=", 1)
+        p.add_atomically(r1, PACKETS, r2)
     if not observe:
         p.load(r2, 8, r1, WATCHED)
         p.jump_if(r2, "==", 0, "pass")

@@ -44,13 +44,15 @@ class Watcher:
         self._watches: dict[int, Watch] = {}
         self._lost = 0
 
-    def watch(self, cgroup: str, ports: Iterable[int], told: Told, observe: bool = False) -> "Watch":
+    def watch(
+        self, cgroup: str, ports: Iterable[int], told: Told, observe: bool = False, ends: bool = False
+    ) -> "Watch":
         """Watch the server in this cgroup, a directory of cgroup v2, with all below it. Raises ``BpfError``.
 
         ``ports``: the ports of its that matter; none means every packet for any of its sockets. ``told`` takes records:
-        while the watch is armed, those of packets that wake the server. With ``observe`` all that it takes to count
-        exchanges, at any time, of both directions. Where records were lost because the ring was full, ``told`` takes
-        ``None``: the server is to be thawed then.
+        while the watch is armed, those of packets that wake the server; with ``ends`` also of those that show that it
+        has closed a connection. With ``observe`` all that it takes to count exchanges, at any time, of both directions.
+        Where records were lost because the ring was full, ``told`` takes ``None``: the server is to be thawed then.
         """
         if not self._free:
             raise BpfError(f"More than {len(self._told) - 1} servers cannot be watched at once.")
@@ -75,6 +77,7 @@ class Watcher:
                     ring=self._ring.fd,
                     ring_size=self._ring.size,
                     observe=observe,
+                    ends=ends,
                 )
                 loaded = LoadedProgram(code, direction, "freeze_ingress" if direction == INGRESS else "freeze_egress")
                 watch.holds(loaded)

@@ -3,29 +3,24 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freeze_proxy.ambient.conversations import LISTINGS
 from freeze_proxy.daemon.ambient.visits import MOST, MOST_PACKETS, Visits
 
 A, B, C = b"a", b"b", b"c"
 
 
-def over(visits: Visits, *listed: bytes) -> bool:
-    """Whether they are by the time that enough listings have said so, and not before."""
-    early = [visits.over(listed) for _ in range(LISTINGS - 1)]
-    assert not any(early)
-    return visits.over(listed)
-
-
-def test_one_is_over_when_its_connection_is_gone() -> None:
+def test_one_is_over_when_its_connection_is_closed() -> None:
     visits = Visits()
     visits.opened(A)
     assert not visits.under_way, "nobody has said anything"
     assert visits.visited(A)
     assert visits.under_way
-    assert not over(visits, A, C)
-    assert over(visits, C)
+    visits.closed(C)
+    assert not visits.over
+    visits.closed(A)
+    assert visits.over
     visits.leave()
     assert not visits.under_way
+    assert not visits.over
     assert not visits.visited(A), "that connection is gone"
 
 
@@ -41,20 +36,13 @@ def test_what_has_not_spoken_yet_may_stay_open() -> None:
     visits.opened(A)
     visits.opened(B)
     assert visits.visited(A)
-    assert over(visits, B)
-    visits.leave()
+    visits.closed(A)
+    assert visits.over
+    assert visits.connections == {B}
     assert visits.visited(B)
-    assert not over(visits, B)
-
-
-def test_bytes_that_come_meanwhile_begin_it_anew() -> None:
-    visits = Visits()
-    visits.opened(A)
-    assert visits.visited(A)
-    assert not visits.over([])
-    assert not visits.over([])
-    assert visits.visited(A)
-    assert over(visits)
+    assert not visits.over
+    visits.closed(B)
+    assert visits.over
 
 
 def test_who_sends_much_is_not_visited() -> None:
@@ -73,17 +61,20 @@ def test_the_youngest_are_kept_in_mind() -> None:
     assert visits.visited(bytes([MOST]))
 
 
-@given(st.lists(st.tuples(st.sampled_from(["opened", "visited", "listed"]), st.sets(st.sampled_from([A, B, C])))))
-def test_nothing_is_over_whose_connection_is_listed(steps: list[tuple[str, set[bytes]]]) -> None:
+_steps = st.tuples(st.sampled_from(["opened", "visited", "closed", "leave", "forget"]), st.sampled_from([A, B, C]))
+
+
+@given(st.lists(_steps))
+def test_nothing_is_over_that_has_spoken_and_is_open(steps: list[tuple[str, bytes]]) -> None:
     visits, spoken = Visits(), set[bytes]()
-    for what, keys in steps:
-        if what == "listed":
-            if visits.under_way and visits.over(keys):
-                assert not spoken & keys
-                visits.leave()
+    for what, key in steps:
+        if what in ("leave", "forget"):
+            if what == "forget" or visits.over:
+                getattr(visits, what)()
                 spoken.clear()
-        else:
-            for key in sorted(keys):
-                if getattr(visits, what)(key):
-                    spoken.add(key)
-    assert visits.under_way == bool(spoken)
+        elif getattr(visits, what)(key):
+            spoken.add(key)
+        elif what == "closed":
+            spoken.discard(key)
+        assert visits.over == (visits.under_way and not spoken)
+        assert visits.under_way or not spoken

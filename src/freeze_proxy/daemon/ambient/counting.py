@@ -12,12 +12,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 
 from freeze_proxy.ambient import Watch
 from freeze_proxy.ambient.conversations import FIELDS, FIELDS_AT, KEY
-from freeze_proxy.ambient.program import SYN, WAKES
-from freeze_proxy.ambient.sockets import Seen, Sockets
+from freeze_proxy.ambient.program import ENDS, KIND_AT, SYN, WAKES
+from freeze_proxy.ambient.sockets import Sockets
 from freeze_proxy.ambient.stillness import Stillness
 from freeze_proxy.daemon.ambient.idle import Proof
 from freeze_proxy.daemon.ambient.statistics import Silent, Statistics
@@ -28,8 +27,8 @@ from freeze_proxy.loop import Timer
 
 LOOK_EVERY = 0.5
 """Seconds; reports come once a second, and every one is to be heard of."""
-LOOK_AT_VISITS_EVERY, LONGEST_VISIT = 0.03, 0.5
-"""Seconds: whether they are over; what takes longer is for queue-proxy to judge."""
+LOOK_AT_VISITS_EVERY, LONGEST_VISIT = 0.05, 0.5
+"""Seconds: what takes longer is for queue-proxy to judge."""
 _FIRST_REST, _LAST_REST = 0.5, 30.0
 """Seconds for which a queue-proxy that did not answer is not asked again."""
 _SAY_AFTER = 3
@@ -62,10 +61,9 @@ class Counting(Gated):
         self._said = said
         self._served = served
         self._stillness = stillness
-        self._sockets: Sockets | None = None
         self._visits = Visits()
         self._visits_end = 0.0  # at the latest
-        self._visits_are_looked_at = self._takes_visits = False
+        self._visit: Timer | None = None
         self._active_at = turns.now  # when a packet came last
         self._watches: list[Watch] = []
         self._proof = Proof()
@@ -77,25 +75,20 @@ class Counting(Gated):
         self._failures = 0
         keeper.gated = self
 
-    def start(self, watches: list[Watch], sockets: Sockets, all_ports: bool = True) -> None:
-        """These count from now on; what was in flight before is not known.
-
-        ``all_ports``: among ``sockets`` are all those whose packets are counted.
-        """
-        self._takes_visits = all_ports
+    def start(self, watches: list[Watch], sockets: Sockets) -> None:
+        """These count from now on; what was in flight before is not known."""
         self._watches = watches
-        self._sockets = sockets
         self._stillness.start(sockets)
         self._hold()
 
     def close(self) -> None:
         """Look no longer, and take the programs away."""
         self._stillness.close()
-        self._sockets = None
         self._visits.forget()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._visit):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._visit = None
         if self._asking is not None:
             self._asking.cancel()
             self._asking = None
@@ -107,7 +100,11 @@ class Counting(Gated):
             self._keeper.ended()
 
     def told(self, record: bytes | None) -> None:
-        """A packet that wakes; or some that were not told of, which may have."""
+        """A packet that wakes, or the end of a connection; or some that were not told of, which may have woken."""
+        if record is not None and record[KIND_AT] & ENDS:
+            self._visits.closed(record[KEY])
+            self._look_at_visits()
+            return
         if self._in_doubt():
             return
         self._keeper.hurry()
@@ -120,7 +117,7 @@ class Counting(Gated):
                 self._keeper.wake()
                 return
             self._turns.now = int.from_bytes(record[:8], "little") * 1e-9  # since then somebody waits
-            if self._takes_visits and self._visits.visited(record[KEY]):
+            if self._visits.visited(record[KEY]):
                 self._seen += 1
                 self._hold_for_visits()
                 return
@@ -180,29 +177,25 @@ class Counting(Gated):
             self._held = True
             self._visits_end = time.monotonic() + LONGEST_VISIT
             self._keeper.held()
-            if not self._visits_are_looked_at:
-                self._look_at_visits_later()
+            self._look_at_visits_later()
 
     def _look_at_visits_later(self) -> None:
-        self._visits_are_looked_at = True
-        self._turns.at(time.monotonic() + LOOK_AT_VISITS_EVERY, self._look_at_visits)
+        if self._visit is None:
+            self._visit = self._turns.at(time.monotonic() + LOOK_AT_VISITS_EVERY, self._look_at_visits_again)
+
+    def _look_at_visits_again(self) -> None:
+        self._visit = None
+        self._look_at_visits()
 
     def _look_at_visits(self) -> None:
-        self._visits_are_looked_at = False
-        if self._sockets is not None and self._visits.under_way:
-            self._visits_are_looked_at = True
-            self._sockets.ask(partial(self._listed, self._seen))
-
-    def _listed(self, before: int, found: Seen) -> None:
-        """``before``: what was seen when these were asked for. What has come since then, they may lack."""
-        self._visits_are_looked_at = False
-        if self._sockets is None or not self._visits.under_way:
+        if not self._visits.under_way:
             return
-        if found.known and before == self._seen == self._packets() and self._visits.over(found.connections):
+        self._turns.begin()
+        if self._visits.over and self._packets() == self._seen:
             self._visits.leave()
             self._held = False
             self._keeper.ended()
-        elif time.monotonic() > self._visits_end:
+        elif self._turns.now > self._visits_end:
             self._hold()
         else:
             self._look_at_visits_later()

@@ -270,12 +270,13 @@ class AmbientPod:
         watches: list[Watch] = []
         try:
             for place in places:
-                watches.append(self._tools.watcher.watch(place, ports, counting.told))  # noqa: PERF401 - closed below
+                watch = self._tools.watcher.watch(place, ports, counting.told, ends=True)
+                watches.append(watch)  # closed below
         except FreezeError:
             for watch in watches:
                 watch.close()
             raise
-        counting.start(watches, found, all_ports=bool(self._ports))
+        counting.start(watches, found)
         return counting
 
     def _observed(self, places: list[str], ports: tuple[int, ...], found: Sockets) -> Observing:

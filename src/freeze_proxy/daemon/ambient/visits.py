@@ -1,14 +1,10 @@
-"""Requests that come on a connection of their own and are over when that closes, as those of probes are. Pure.
+"""Requests that come on a connection of their own and are over when the server closes it, as those of probes are. Pure.
 
 Queue-proxy's word takes seconds, and of probes it says nothing. But where nothing was in flight, and every packet since
-then has come on connections that were seen to be opened meanwhile, then what is in flight is on these alone. When they
-are gone, so is it: a request does not outlive its connection. Whatever else comes, and whatever stays open for longer,
-is not for this rule to judge.
+then has come on connections that were seen to be opened meanwhile, then what is in flight is on these alone. When the
+server has closed its side of each, or the client has reset it, so is that over: nothing more can be answered there.
+Whatever else comes, and whatever stays open for longer, is not for this rule to judge.
 """
-
-from collections.abc import Collection
-
-from freeze_proxy.ambient.conversations import LISTINGS
 
 MOST = 16
 """Connections that are kept in mind, the youngest; of the others it is not known that they are new."""
@@ -19,25 +15,25 @@ MOST_PACKETS = 64
 class Visits:
     """Connections by their names, in the words of ``conversations.KEY``.
 
-    ``under_way``: bytes have come on some of them, and on nothing else.
+    ``under_way``: bytes have come on some of them, and on nothing else. ``over``: by now all of those are closed.
     """
 
-    __slots__ = ("_missing", "_opened", "_packets", "_visiting")
+    __slots__ = ("_opened", "_packets", "_visiting", "under_way")
 
     def __init__(self) -> None:
+        self.under_way = False
         self._opened: dict[bytes, None] = {}
         self._visiting: set[bytes] = set()
         self._packets = 0
-        self._missing = 0  # how many listings in a row have lacked all of them
 
     @property
-    def under_way(self) -> bool:
+    def over(self) -> bool:
         """See above."""
-        return bool(self._visiting)
+        return self.under_way and not self._visiting
 
     @property
     def connections(self) -> frozenset[bytes]:
-        """Those that are new."""
+        """Those that are new, and open as far as is known."""
         return frozenset(self._opened)
 
     def opened(self, key: bytes) -> None:
@@ -52,23 +48,19 @@ class Visits:
             return False
         self._packets += 1
         self._visiting.add(key)
-        self._missing = 0
+        self.under_way = True
         return True
 
-    def over(self, listed: Collection[bytes]) -> bool:
-        """Whether all of them are, now that these are open: some listings in a row lack them.
-
-        One may lack what is there: the kernel walks its tables in pieces, and they change meanwhile.
-        """
-        self._missing = 0 if self._visiting.intersection(listed) else self._missing + 1
-        return self._missing >= LISTINGS
+    def closed(self, key: bytes) -> None:
+        """The server has closed it, or the client has reset it."""
+        self._opened.pop(key, None)
+        self._visiting.discard(key)
 
     def leave(self) -> None:
         """They are over. Of the others that were opened, bytes may still come."""
-        for key in self._visiting:
-            self._opened.pop(key, None)
+        self.under_way = False
         self._visiting.clear()
-        self._packets = self._missing = 0
+        self._packets = 0
 
     def forget(self) -> None:
         """What is in flight is for others to judge."""
