@@ -123,6 +123,15 @@ def test_a_token_is_reviewed_once_until_it_expires() -> None:
     run(story())
 
 
+def test_who_was_known_is_so_until_the_token_expires() -> None:
+    clock, notes = Clock(100), Notes()
+    identities = Identities(Desk(), None, notes, clock)
+    assert identities.still(caller(expires=101))
+    clock.now = 101
+    assert not identities.still(caller(expires=101))
+    assert notes.hits == 1
+
+
 def test_a_token_is_known_for_the_audience_that_was_reviewed_alone() -> None:
     async def story() -> None:
         desk = Desk()

@@ -14,6 +14,10 @@ What holds it within bounds:
 3. A connection that is not ``trusted`` is closed when it has brought no request for ``PATIENCE`` seconds, and there
    are ``MOST_UNTRUSTED`` from one address at most. A trusted one stays; keep-alive finds out when its peer has gone.
 4. Who does not fetch the answers gets no more of them, and is cut off after ``PATIENCE`` seconds.
+
+A pod asks for the same again and again, byte by byte, and each time somebody waits. So whoever answers may have it kept
+what a request means (``Request.keep``); one of the same bytes on the same connection is known by their hash, and not
+parsed. Of the bytes themselves nothing is kept: a token is among them.
 """
 
 import asyncio
@@ -24,9 +28,10 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
+from hashlib import sha256
 from types import coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import httptools
 
@@ -36,6 +41,8 @@ PATIENCE = 10.0
 LINGER = 2.0
 """Seconds for which a client that is refused may go on sending: a reset would take the answer from it."""
 MOST_WAITING, AT_ONCE = 16, 2
+MOST_KEPT = 2
+"""Meanings of requests that are kept for a connection: a freeze and a thaw."""
 READ_SIZE, _PIECE = 16 * 1024, 1024
 MOST_CONNECTIONS, MOST_UNTRUSTED, MOST_FIELDS = 8192, 128, 64
 _KEEPALIVE = (15, 5, 3)
@@ -49,14 +56,23 @@ class Request:
     """One request. ``path`` is without its query; names in ``headers`` are lower case, of repeated ones the first.
 
     ``number`` is higher than that of any request that arrived before, on whichever connection; ``at`` is the moment,
-    in seconds of the monotonic clock.
+    in seconds of the monotonic clock. ``meaning`` is what was kept of one of the same bytes; then ``headers`` and
+    ``body`` are empty.
     """
 
-    __slots__ = ("at", "body", "connection", "headers", "method", "number", "path")
+    __slots__ = ("_digest", "at", "body", "connection", "headers", "meaning", "method", "number", "path")
 
     _newest = 0
 
-    def __init__(self, connection: "Connection", method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+    def __init__(
+        self,
+        connection: "Connection",
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: bytes = b"",
+        meaning: Any = None,
+    ) -> None:
         self.number = Request.next_number()
         self.at = time.monotonic()
         self.connection = connection
@@ -64,12 +80,33 @@ class Request:
         self.path = path
         self.headers = headers
         self.body = body
+        self.meaning = meaning
+        self._digest = b""  # of its bytes, if it was read at once and alone
+
+    def keep(self, meaning: Any, holds: Callable[[], bool]) -> None:
+        """What it means, for the next of the same bytes, if ``holds`` says then that this is still so."""
+        if self._digest:
+            self.connection.keep(Kept(self._digest, self.method, self.path, meaning, holds))
+
+    def came_as(self, data: bytes) -> None:
+        """These are its bytes, all of them and no others; without this nothing is kept of it."""
+        self._digest = sha256(data).digest()
 
     @classmethod
     def next_number(cls) -> int:
         """For an order that comes in no request, but at the same time as they do."""
         Request._newest += 1
         return Request._newest
+
+
+class Kept(NamedTuple):
+    """What is kept of a request whose bytes have this digest."""
+
+    digest: bytes
+    method: str
+    path: str
+    meaning: Any
+    holds: Callable[[], bool]
 
 
 class Answer:
@@ -131,6 +168,7 @@ class Connection(asyncio.BufferedProtocol):
         # Short, and mostly empty: a deque would take half a kilobyte even so.
         self._arrived: list[tuple[Request, bool]] = []
         self._waiting: list[_Slot] = []
+        self._kept: list[Kept] = []  # the newest first
         self._turn: asyncio.Handle | None = None
         self._last = False  # nothing more is read or answered after what is waiting
         self._busy_writing = False
@@ -168,10 +206,17 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """More bytes."""
-        if not self._last:
-            self._unparsed += self._server.buffer[:nbytes]
-            if self._turn is None:
-                self._take()
+        if self._last:
+            return
+        data = bytes(self._server.buffer[:nbytes])
+        alone = self._between and not self._more
+        if alone and self._kept and (request := self._known(data)) is not None:
+            self._arrived.append((request, True))
+        else:
+            self._unparsed += data
+            self._whole, self._before = data if alone and self.trusted else b"", self._requests
+        if self._turn is None:
+            self._take()
 
     def eof_received(self) -> bool:
         """No more requests; who waits for answers still gets them (RFC 9112 §9.6), and is closed then."""
@@ -237,6 +282,11 @@ class Connection(asyncio.BufferedProtocol):
 
     # For handlers.
 
+    def keep(self, kept: Kept) -> None:
+        """For the next request of the same bytes; ``MOST_KEPT`` of them, the older ones go."""
+        others = [each for each in self._kept if each.digest != kept.digest]
+        self._kept = [kept, *others[: MOST_KEPT - 1]]
+
     def trust(self) -> None:
         """It has shown who it is: it may stay, and counts no more against its address."""
         self._server.trust(self)
@@ -245,6 +295,8 @@ class Connection(asyncio.BufferedProtocol):
 
     _requests = 0
     _fed = 0
+    _whole = b""  # what was read last, if no request was under way then
+    _before = 0  # how many there had been
     _ended = False  # the client sends no more
     _lingers = False  # it has its last answer, and may fetch it
     _trouble: tuple[int, str] | None = None
@@ -260,6 +312,19 @@ class Connection(asyncio.BufferedProtocol):
         self._body = bytearray()
         self._complete = False
 
+    @property
+    def _between(self) -> bool:
+        """Whether one request is over, and no other has begun."""
+        return self._complete and not self._fed and self._trouble is None
+
+    def _known(self, data: bytes) -> Request | None:
+        """The request that these bytes are, if what it means was kept and is still true."""
+        digest = sha256(data).digest()
+        for kept in self._kept:
+            if kept.digest == digest and kept.holds():
+                return Request(self, kept.method, kept.path, {}, meaning=kept.meaning)
+        return None
+
     def _parse(self) -> None:
         """Until there is a request, or trouble, or nothing left."""
         while self._unparsed and not self._arrived and self._trouble is None:
@@ -273,6 +338,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._trouble = self._trouble or (400, f"This is not HTTP/1.1 as RFC 9112 has it: {reason}.")
             # One line without an end is kept by the parser itself, so what it was given counts.
             self._fed = self._fed + len(piece) if self._requests == before else 0
+            if self._whole and self._requests == self._before + 1 and self._between and not self._unparsed:
+                self._arrived[0][0].came_as(self._whole)
             if self._fed > MOST_HEAD + MOST_BODY:
                 self._trouble = self._trouble or (431, f"A request's head may have {MOST_HEAD} bytes.")
 

@@ -158,6 +158,13 @@ class Identities:
         """
         return self._recall(_key(token, audience))
 
+    def still(self, caller: Caller) -> bool:
+        """Whether the token of a caller who is known has not expired meanwhile."""
+        if caller.expires <= self._clock():
+            return False
+        self._observe.remembered()
+        return True
+
     async def identify(self, token: str, audience: str, address: str = "") -> Caller:
         """The caller, from memory or by a review; one review for all who ask for the same meanwhile.
 

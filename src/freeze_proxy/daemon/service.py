@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections import Counter
+from functools import partial
 
 from freeze_proxy.apiserver import Unreachable
 from freeze_proxy.control.messages import (
@@ -87,6 +88,17 @@ def order_in(path: str, body: bytes) -> Order:
     return Order(path == THAW, names, mode)
 
 
+class Asked:
+    """What a request means: who asks for what, and whether with a lease."""
+
+    __slots__ = ("caller", "lease", "order")
+
+    def __init__(self, caller: Caller, order: Order, lease: bool) -> None:
+        self.caller = caller
+        self.order = order
+        self.lease = lease
+
+
 class Service:
     """Answers the control requests of this node's pods; the server's ``Handler``."""
 
@@ -131,28 +143,16 @@ class Service:
     # One step after another.
 
     async def _carry_out(self, request: Request) -> Answer:
-        audience = self._audiences.get(request.path)
-        if audience is None:
-            raise _Wrong(404, f"There is nothing at {request.path[:80]!r}: send POST {FREEZE} or POST {THAW}.")
-        if request.method != "POST":
-            raise _Wrong(405, f"{request.path} takes POST, not {request.method}.", "Allow: POST\r\n")
-        token = request.headers.get(TOKEN)
-        if not token:
-            raise _Wrong(
-                400,
-                f"The header Token is missing: send the pod's service account token for the audience {audience!r}.",
-            )
         if request.path == NUMBERS:
-            self._count(request, token)
+            self._count(request, self._token(request))
             return answer({})
-        caller = await self._caller(request, token, audience)
-        self._trust(request.connection, caller)
+        asked: Asked | None = request.meaning
+        if asked is None:
+            asked = await self._understood(request)
+            request.keep(asked, partial(self._identities.still, asked.caller))
+        caller, order = asked.caller, asked.order
         try:
-            order = order_in(request.path, request.body)
-        except ValueError as reason:
-            raise _Wrong(400, str(reason)) from None
-        try:
-            states = await (self._thaw if order.thaw else self._freeze)(request, caller, order)
+            states = await (self._thaw if order.thaw else self._freeze)(request, asked)
         except (NoPod, NoContainer) as reason:
             raise _Wrong(404, str(reason)) from reason
         except RuntimeAway as reason:
@@ -173,6 +173,30 @@ class Service:
             facts = {"pod": f"{caller.namespace}/{caller.name}", "state": state, "took_us": round(took * 1e6)}
             _log.debug("carried out", extra={"facts": facts})
         return answer({"state": state, "containers": states, "took_us": round(took * 1e6)})
+
+    def _token(self, request: Request) -> str:
+        """The token, of a request that we know what to do with."""
+        audience = self._audiences.get(request.path)
+        if audience is None:
+            raise _Wrong(404, f"There is nothing at {request.path[:80]!r}: send POST {FREEZE} or POST {THAW}.")
+        if request.method != "POST":
+            raise _Wrong(405, f"{request.path} takes POST, not {request.method}.", "Allow: POST\r\n")
+        token = request.headers.get(TOKEN)
+        if not token:
+            raise _Wrong(
+                400,
+                f"The header Token is missing: send the pod's service account token for the audience {audience!r}.",
+            )
+        return token
+
+    async def _understood(self, request: Request) -> Asked:
+        caller = await self._caller(request, self._token(request), self._audiences[request.path])
+        self._trust(request.connection, caller)
+        try:
+            order = order_in(request.path, request.body)
+        except ValueError as reason:
+            raise _Wrong(400, str(reason)) from None
+        return Asked(caller, order, request.headers.get(LEASE, "").lower() == CONNECTION)
 
     def _count(self, request: Request, token: str) -> None:
         """Keep what a sidecar has counted. Without a wait: the answer to a thaw may come behind the one to this."""
@@ -214,8 +238,9 @@ class Service:
         except Unreachable as reason:
             raise _Wrong(503, str(reason), _LATER) from reason
 
-    async def _freeze(self, request: Request, caller: Caller, order: Order) -> list[dict[str, str]]:
-        lease = request.connection if request.headers.get(LEASE, "").lower() == CONNECTION else None
+    async def _freeze(self, request: Request, asked: Asked) -> list[dict[str, str]]:
+        caller, order = asked.caller, asked.order
+        lease = request.connection if asked.lease else None
         for last_try in (False, True):
             pod = await self._pod(caller)
             try:
@@ -233,7 +258,8 @@ class Service:
                     raise
         raise AssertionError("the second try returns or raises")
 
-    async def _thaw(self, request: Request, caller: Caller, order: Order) -> list[dict[str, str]]:
+    async def _thaw(self, request: Request, asked: Asked) -> list[dict[str, str]]:
+        caller, order = asked.caller, asked.order
         pod = self._pods.known(caller.uid)
         if pod is None:
             # What was frozen here must not wait for a look-up.
