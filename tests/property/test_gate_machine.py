@@ -391,5 +391,5 @@ class World(RuleBasedStateMachine):
             assert [order.kind for order in self.orders] == [FREEZE]
 
 
-World.TestCase.settings = examples(400, steps=80)
+World.TestCase.settings = examples(200, steps=80)
 TestGate = World.TestCase

@@ -138,7 +138,7 @@ scripts = mutations() | st.lists(
 cut_lists = st.lists(st.integers(1, 300), max_size=8)
 
 
-@examples(1200)
+@examples(600)
 @given(scripts, st.lists(cut_lists, min_size=6, max_size=6))
 def test_the_counts_do_not_depend_on_how_the_bytes_are_cut(
     script: list[tuple[str, bytes]], cuts: list[list[int]]
@@ -199,7 +199,7 @@ def repetitions(draw: st.DrawFn) -> list[tuple[bytes, bytes, int]]:
     return draw(st.lists(steps, max_size=12))
 
 
-@examples(1500)
+@examples(700)
 @given(repetitions())
 def test_what_is_known_again_counts_as_if_it_were_new(exchanges: list[tuple[bytes, bytes, int]]) -> None:
     """Requests and responses that are like those before them, or almost: the short cut is not taken in by that."""

@@ -86,7 +86,7 @@ steps = st.lists(
 )
 
 
-@examples(500)
+@examples(250)
 @given(conversations(), steps)
 def test_same_exchanges_as_h11_in_every_causal_order(talk: Conversation, order: list[tuple[str, int, bool]]) -> None:
     passage = Passage(talk)

@@ -90,7 +90,7 @@ scripts = mutations() | st.builds(
 )
 
 
-@examples(600)
+@examples(300)
 @given(scripts, st.integers(0, 1 << 30))
 def test_the_counts_do_not_depend_on_how_the_bytes_are_cut(script: list[tuple[str, bytes]], seed: int) -> None:
     random = Random(seed)

@@ -23,7 +23,7 @@ scripts: st.SearchStrategy[Script] = st.lists(acts | deliveries, max_size=30) | 
 )
 
 
-@examples(1000)
+@examples(500)
 @given(scripts)
 def test_same_streams_as_h2(script: Script) -> None:
     talk = Talk()
