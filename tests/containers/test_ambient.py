@@ -28,7 +28,7 @@ from tests.support.cluster.kubelet import Kubelet
 from tests.support.daemons import Daemon
 from tests.support.node import Node
 from tests.support.ports import free_port
-from tests.support.wait import until
+from tests.support.wait import FACTOR, until
 
 AWAY = "the API server cannot be followed; what is known goes on"
 
@@ -222,13 +222,23 @@ def test_at_its_deletion_it_is_thawed_and_the_program_is_gone(make: Make) -> Non
         pod.server.await_ticks()
 
 
-def test_a_signal_to_end_is_heard_without_the_api_server(own: Make, daemon: Daemon, api_server: ApiServer) -> None:
+@pytest.mark.parametrize("how", ["kill", "ctr", "crictl"])
+def test_a_signal_to_end_is_heard_without_the_api_server(
+    own: Make, daemon: Daemon, api_server: ApiServer, containerd: Containerd, how: str
+) -> None:
     with own() as pod:
         pod.server.await_frozen()
         api_server.vanish()
-        pod.server.kill(signal.SIGTERM)
-        pod.server.await_awake()
+        began = time.monotonic()
+        if how == "kill":
+            pod.server.kill(signal.SIGTERM)
+        elif how == "ctr":
+            containerd.ctr("tasks", "kill", "--signal", "SIGTERM", pod.server.id)
+        else:
+            pod.server.stop(grace=30)
         pod.server.await_exit()
+        assert time.monotonic() - began < 5 * FACTOR
+        assert "terminated" in pod.server.printed
         api_server.listen()
 
 
@@ -318,14 +328,18 @@ def test_two_capabilities_are_enough(own: Make, node: Node) -> None:
             each.server.await_frozen()
 
 
-@pytest.mark.parametrize("whom", ["daemon", "both", "hung"])
+@pytest.mark.parametrize("whom", ["told", "daemon", "supervisor", "both", "hung"])
 def test_a_daemon_that_dies_leaves_nothing(own: Make, node: Node, whom: str) -> None:
     """Neither a frozen container nor a program: at once, or when the next daemon starts."""
     with node.daemon("--ambient") as daemon, own() as pod:
         pod.server.await_frozen()
         assert programs(pod)
-        if whom == "daemon":
+        if whom == "told":
+            os.kill(daemon.supervisor, signal.SIGTERM)
+        elif whom == "daemon":
             os.kill(daemon.pid, signal.SIGKILL)
+        elif whom == "supervisor":
+            os.kill(daemon.supervisor, signal.SIGKILL)
         elif whom == "hung":
             os.kill(daemon.pid, signal.SIGSTOP)
         else:
@@ -342,6 +356,17 @@ def test_a_daemon_that_dies_leaves_nothing(own: Make, node: Node, whom: str) -> 
             daemon.start()
         pod.server.await_frozen()
         assert pod.queue.get("/index.html")[0] == 200
+
+
+def test_the_runtime_may_be_started_again_meanwhile(own: Make, daemon: Daemon, containerd: Containerd) -> None:
+    with own(queue_proxy=False) as pod:
+        pod.server.await_frozen()
+        containerd.kill()
+        assert pod.queue.past("/index.html")[0] == 200
+        pod.server.await_frozen()
+        containerd.start()
+        assert pod.queue.past("/index.html")[0] == 200
+        pod.server.await_frozen()
 
 
 def test_one_without_queue_proxy_is_frozen_by_what_its_packets_say(make: Make, rig: Rig) -> None:

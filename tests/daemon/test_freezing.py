@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -329,7 +330,7 @@ def test_what_cannot_be_written_down_is_not_frozen(play: Callable[[Scene], None]
 def test_one_that_is_asked_to_end_is_thawed_with_its_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WATCH_EVERY", 0.01)
     asked: list[int] = []
-    monkeypatch.setattr(processes, "asked_to_end", lambda pid: pid in asked)
+    monkeypatch.setattr(processes, "Pending", lambda pid: Mock(ask_to_end=lambda: pid in asked))
 
     async def scene() -> None:
         stage = Stage(tmp_path)

@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freeze_proxy.daemon.rounds import AT_A_TIME, Rounds
+from freeze_proxy.daemon.rounds import Rounds
 
 
 def turn(rounds: Rounds[int]) -> list[int]:
@@ -33,8 +33,3 @@ def test_who_comes_has_a_turn_in_the_next_round() -> None:
     assert turn(rounds) == [2]
     assert turn(rounds) == [0, 1]
     assert turn(rounds) == [2, 3]
-
-
-def test_all_pods_of_a_kubelet_are_looked_at_every_time() -> None:
-    rounds = Rounds(lambda: range(AT_A_TIME))
-    assert len(turn(rounds)) == len(turn(rounds)) == AT_A_TIME > 110

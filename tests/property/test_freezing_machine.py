@@ -155,10 +155,18 @@ class FreezingMachine(RuleBasedStateMachine):
         self.asked_to_end: set[int] = set()
         self.patches: list[Any] = [
             mock.patch.object(processes, "stat", lambda pid: ["S"] if self.fakes[NAMES[pid]].there else None),
-            mock.patch.object(processes, "asked_to_end", self.asked_to_end.__contains__),
+            mock.patch.object(processes, "Pending", self._pending),
         ]
         for patch in self.patches:
             patch.start()
+
+    def _pending(self, pid: int) -> Any:
+        def ask_to_end() -> bool:
+            if not self.fakes[NAMES[pid]].there:
+                raise ProcessLookupError
+            return pid in self.asked_to_end
+
+        return mock.Mock(ask_to_end=ask_to_end)
 
     @initialize(quick=st.tuples(st.booleans(), st.booleans(), st.booleans()))
     def begin(self, quick: tuple[bool, bool, bool]) -> None:

@@ -83,7 +83,7 @@ class Target:
     ``frozen``: as far as we know; ``since``: the epoch of the order by which it is.
     """
 
-    __slots__ = ("_lock", "entry", "freezer", "frozen", "record", "since", "state")
+    __slots__ = ("_lock", "_pending", "entry", "freezer", "frozen", "record", "since", "state")
 
     def __init__(self, record: Record, freezer: Freezer, entry: Entry, state: str, lock: asyncio.Lock) -> None:
         self.record = record
@@ -93,6 +93,7 @@ class Target:
         self.frozen = entry.frozen
         self.since = 0
         self._lock = lock
+        self._pending: processes.Pending | None = None
 
     async def freeze(self, ward: "Ward", epoch: int, pool: ThreadPoolExecutor) -> bool:
         """Begin; whether it stands still already. Raises ``Overtaken`` if a newer order came before its turn."""
@@ -125,6 +126,24 @@ class Target:
             self.frozen = False
             self.entry.mark(False)
             return True
+
+    def asked_to_end(self) -> bool:
+        """Whether its main process is. Raises ``Gone`` where there is none."""
+        try:
+            if self._pending is None:
+                self._pending = processes.Pending(self.record.pid)
+            return self._pending.ask_to_end()
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise Gone(f"There is no process {self.record.pid}.") from error
+        except OSError:
+            return False  # it may not be seen, or there are no descriptors left
+
+    def close(self) -> None:
+        """Give back what is held of it."""
+        if self._pending is not None:
+            self._pending.close()
+            self._pending = None
+        self.freezer.close()
 
     def _check_alive(self) -> None:
         if self.freezer.quick and not self.freezer.alive():
@@ -461,25 +480,28 @@ class Freezing:
             del ward.targets[key]
             ward.locks.pop(target.record.id, None)
             target.entry.close(remove=True)
-            target.freezer.close()
+            target.close()
 
     def _look(self, ward: Ward, target: Target) -> bool:
         """Whether a target is still there; what has to be done about it is done."""
         try:
-            if target.freezer.quick:
-                if not target.freezer.alive():
+            if not target.frozen:
+                return target.freezer.alive() if target.freezer.quick else processes.stat(target.record.pid) is not None
+            try:
+                asked = target.asked_to_end()
+            except Gone:
+                if not target.freezer.quick or not target.freezer.alive():
                     return False
-                # While a freeze is under way it is not expected to stand still.
-                if target.frozen and not target.freezer.still():
-                    self._soon(self._look_again(ward, target, ward.epoch), self._doubts)
-            elif processes.stat(target.record.pid) is None:
-                return False
+                asked = False  # who is left without the main process is to be thawed all the same
+            # While a freeze is under way it is not expected to stand still.
+            if target.freezer.quick and not target.freezer.still():
+                self._soon(self._look_again(ward, target, ward.epoch), self._doubts)
         except Gone:
             return False
         except FreezeError as error:
             _log.error("the state of a container cannot be read", extra={"facts": _names(target) | {"why": str(error)}})
             return True
-        if target.frozen and processes.asked_to_end(target.record.pid):
+        if asked:
             _log.info("a container is asked to end, and is thawed", extra={"facts": _names(target)})
             self._soon(self._undo(ward, ward.overtake(), ENDING))
         return True

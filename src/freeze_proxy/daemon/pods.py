@@ -23,6 +23,8 @@ _MOST_WAITING = 5.0
 _ABSENT_FOR = 1.0
 """Seconds for which a pod that was not found is not looked for again, and one that was found not anew without need."""
 _MOST_ABSENT = 1024
+_SWEPT = 32
+"""Pods and containers looked at in a sweep."""
 
 Choose = Callable[[str, int, str], Freezer]
 """From a container's id, its main process and a mode (``freeze``, ``throttle``) to the freezer; ``FreezeError``."""
@@ -167,8 +169,8 @@ class Pods:
         self._absent: dict[str, tuple[float, str]] = {}
         self._lookups: dict[str, asyncio.Task[Pod]] = {}
         self._places = asyncio.Semaphore(_MOST_LOOKUPS)
-        self._pods_in_turn = Rounds(self._pods.values)
-        self._containers_in_turn = Rounds(self._containers.values)
+        self._pods_in_turn = Rounds(self._pods.values, _SWEPT)
+        self._containers_in_turn = Rounds(self._containers.values, _SWEPT)
 
     def __len__(self) -> int:
         return len(self._pods)

@@ -6,8 +6,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-AT_A_TIME = 128
-"""More than a kubelet has pods unless told otherwise (110): each of those is looked at every time."""
+AT_A_TIME = 64
 _A_WHILE = 16
 """So many are looked at in one go before others have their turn on the loop."""
 

@@ -18,6 +18,8 @@ from freeze_proxy.control.messages import COUNTS, SECONDS, WAIT_BOUNDS, WAITS
 from freeze_proxy.daemon.pods import Pod, Pods
 from freeze_proxy.daemon.rounds import Rounds
 
+_SWEPT = 32
+"""Pods looked at in a sweep."""
 MOST_PODS = 1024
 """Of which something is kept; a kubelet runs a few hundred."""
 _MOST = 2.0**53
@@ -127,7 +129,7 @@ class Sidecars:
         self._pods = pods
         self._said: dict[str, _Said] = {}
         self._uids: dict[Hashable, str] = {}
-        self._in_turn = Rounds(self._said.values)
+        self._in_turn = Rounds(self._said.values, _SWEPT)
 
     def __len__(self) -> int:
         return len(self._said)

@@ -128,22 +128,44 @@ _ASKS_TO_END = {
 _ENDINGS = sum(1 << number - 1 for number in _ASKS_TO_END)
 
 
-def asked_to_end(pid: int) -> bool:
-    """Whether a process that stands still has been sent a signal by which servers are told to end (or to reload).
+class Pending:
+    """The signals that wait for a process, which is kept open: a look is one read, and never of another process.
 
-    It cannot handle it before it is thawed. These are the signals that images name as their ``STOPSIGNAL``, pending for
-    the process or its main thread (``SigPnd``, ``ShdPnd`` of /proc/PID/status, proc(5)). False where there is no such
-    process.
+    Raises ``OSError`` where there is no such process, or no descriptor.
     """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+
+    def ask_to_end(self) -> bool:
+        """Whether one of them is one by which servers are told to end (or to reload).
+
+        A process that stands still cannot handle it before it is thawed. These are the signals that images name as
+        their ``STOPSIGNAL``, pending for the process or its main thread (``SigPnd``, ``ShdPnd`` of /proc/PID/status,
+        proc(5)). Raises ``ProcessLookupError`` when the process is gone.
+        """
+        status = os.pread(self._fd, 8192, 0)
+        return bool((_mask(status, b"\nSigPnd:\t") | _mask(status, b"\nShdPnd:\t")) & _ENDINGS)
+
+    def close(self) -> None:
+        """Gives it back."""
+        os.close(self._fd)
+
+
+def asked_to_end(pid: int) -> bool:
+    """``Pending.ask_to_end``, once. False where there is no such process."""
     try:
-        fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            status = os.read(fd, 8192)
-        finally:
-            os.close(fd)
+        pending = Pending(pid)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
-    return bool((_mask(status, b"\nSigPnd:\t") | _mask(status, b"\nShdPnd:\t")) & _ENDINGS)
+    try:
+        return pending.ask_to_end()
+    except ProcessLookupError:
+        return False
+    finally:
+        pending.close()
 
 
 def _mask(status: bytes, field: bytes) -> int:
