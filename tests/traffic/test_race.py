@@ -24,12 +24,16 @@ GRACE = 0.002
 EARLY, LATE = 0.001, 0.003
 LATER = 0.008
 """Instead, where packets are looked at from the side: those of a response are, half a millisecond later or more."""
+IN_A_POD = 0.005
+"""Instead, where a freeze takes a message to the daemon and its answer."""
 LONGEST = 2.0
 """Seconds that any answer may take: well below the time after which it would be refused."""
 
 
 def _latest(start: Start) -> float:
-    return LATER if start is Beside else LATE
+    if start is Running:
+        return LATE
+    return LATER if start is Beside else IN_A_POD
 
 
 def _moments(tries: int, latest: float = LATE) -> Iterator[int]:
