@@ -17,6 +17,7 @@ from freeze_proxy.daemon.ambient.wishes import AMBIENT, ATTACH, Unfit, Wish
 from freeze_proxy.daemon.freezing import Freezing
 from freeze_proxy.daemon.metrics import Metrics
 from freeze_proxy.daemon.pods import Pods
+from freeze_proxy.daemon.rounds import Rounds
 from freeze_proxy.daemon.sidecars import Sidecars
 from freeze_proxy.defaults import Defaults
 
@@ -24,6 +25,8 @@ MOST_WATCHED = 2048
 """Containers."""
 _LOOK_EVERY = 2.0
 _READ_DEFAULTS_EVERY = 10
+_LOOKED_AT = 128
+"""Pods, each time."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Ambient:
         self._defaults = Defaults(defaults)
         self._excluded = excluded
         self._attended: dict[str, AmbientPod] = {}
+        self._in_turn = Rounds(self._attended.values, _LOOKED_AT)
         # A thread that reads lists of sockets is to hold up a thaw for no longer than that; it is 5 ms otherwise.
         sys.setswitchinterval(0.0005)
         self._unfit: dict[str, str] = {}
@@ -74,7 +78,7 @@ class Ambient:
                 turn += 1
                 if turn % _READ_DEFAULTS_EVERY == 0:
                     self._look_at_defaults()
-                for attended in list(self._attended.values()):
+                async for attended in self._in_turn.turn():
                     try:
                         attended.look()
                     except Exception:
