@@ -109,6 +109,8 @@ class Daemon:
             # What is here now stays for good; the collector need not look at it again.
             gc.collect()
             gc.freeze()
+            # With a thousand pods a look at all that there is takes longer than a thaw may. Few cycles are made here.
+            gc.set_threshold(2000, 20, 50)
             await _first(end, for_ever)
         finally:
             loop.remove_reader(self._line.fileno())

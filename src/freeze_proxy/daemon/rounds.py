@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 AT_A_TIME = 64
-_A_WHILE = 16
+_A_WHILE = 4
 """So many are looked at in one go before others have their turn on the loop."""
 
 
