@@ -43,6 +43,14 @@ def services(some_at_a_time: dict[str, str]) -> list[Json]:
     ]
 
 
+def probed() -> dict[str, Json]:
+    """Those with probes, by their kind."""
+    return {
+        kind: knative.service(f"{CHOSEN}{kind}-probed", container, {**knative.DIRECT, **ASKS})
+        for kind, container in PROBED.items()
+    }
+
+
 def sleeptalker() -> Json:
     """The example, unchanged but for its name and the annotation."""
     made = knative.example()

@@ -92,29 +92,29 @@ def sleeptalkers_source(api: Api, with_knative: None) -> None:
     api.kubectl("create", "configmap", "sleeptalker", f"--from-file={ROOT / 'examples/sleeptalker/sleeptalker.py'}")
 
 
+def _ambient() -> list[Json]:
+    """Services that ask for it, and one that does not, but for those with probes."""
+    return [*ambient.services(_ONE_A_POD | {"autoscaling.knative.dev/max-scale": "3"}), ambient.sleeptalker()]
+
+
 @pytest.fixture(scope="session")
-def daemon_alone(api: Api, stock: None) -> None:
-    """No webhook is there yet, unless tests were chosen that need it."""
+def daemon_alone(api: Api, stock: None, sleeptalkers_source: None) -> None:
+    """No webhook is there yet, unless tests were chosen that need it. Services may be there before."""
+    knative.apply(api, *_ambient(), *ambient.probed().values())
     freeze_proxy.install_daemon_alone(api)
 
 
 @pytest.fixture(scope="session")
-def with_ambient(api: Api, daemon_alone: None, sleeptalkers_source: None, say: Callable[[str], None]) -> None:
+def with_ambient(api: Api, daemon_alone: None, say: Callable[[str], None]) -> None:
     """Services without a sidecar are ready."""
-    found = [*ambient.services(_ONE_A_POD | {"autoscaling.knative.dev/max-scale": "3"}), ambient.sleeptalker()]
-    knative.apply(api, *found)
-    knative.await_services(api, *(each["metadata"]["name"] for each in found))
+    knative.await_services(api, *(each["metadata"]["name"] for each in _ambient()))
     say("Services without a sidecar are ready.")
 
 
 @pytest.fixture(scope="session")
 def ambient_probed(api: Api, cluster: Cluster, with_ambient: None, say: Callable[[str], None]) -> Minute:
     """Some of them with probes of each kind, left alone from now on."""
-    services = {
-        kind: knative.service(f"{CHOSEN}{kind}-probed", each, {**knative.DIRECT, **ambient.ASKS})
-        for kind, each in ambient.PROBED.items()
-    }
-    return Minute(api, cluster, say, services, ambient.SECONDS)
+    return Minute(api, cluster, say, ambient.probed(), ambient.SECONDS)
 
 
 @pytest.fixture(scope="session")

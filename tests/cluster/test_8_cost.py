@@ -24,7 +24,7 @@ _ASKS = {"stock": {"freeze.extensions.knative.dev/inject": "false"}, "freeze-pro
 """Annotations."""
 _LOAD_SECONDS = 3
 _FIRST = {"stock": 25, "freeze-proxy": 25, "ambient": 6}
-_STARTS = 3
+_STARTS = 2
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 

@@ -26,6 +26,8 @@ from freeze_proxy.loop import READ, Loop, Timer
 
 WAITS = (0.0, 0.1, 1.0)
 """Seconds that the server is awake, and a grace each time, for what has waited in its sockets through a freeze."""
+TRUSTED_FOR = 300.0
+"""Seconds for which a look holds, of one in whose sockets nothing can have changed since."""
 LISTENER_PERIOD, LONGEST_PERIOD = 0.1, 2.0
 """Seconds to the first look whether a server listens again that had stopped to, and at most between two."""
 MOST_WATCHED = 256
@@ -54,6 +56,8 @@ class Stillness:
         self._quiet_since = self._ran_until = 0.0
         self._kept: bool | None = False
         self._new: Collection[bytes] = ()
+        self._last: Seen | None = None  # the last look, as long as it holds
+        self._last_until = 0.0
         self._waiting: frozenset[tuple[bytes, int]] = frozenset()
         self._waited = 0  # how often for the same
         self._pinned = False
@@ -76,18 +80,25 @@ class Stillness:
     def begun(self, quiet_since: float, kept: bool | None, reason: bool = False, new: Collection[bytes] = ()) -> None:
         """The freeze is done. ``quiet_since``: when a packet came last that wakes, but on one of ``new`` connections.
 
-        ``kept``: whether a connection is open in which nothing is in flight; ``None``: the sockets tell. ``reason``:
-        whether something may wait in the sockets.
+        ``kept``: whether a connection is open in which nothing is in flight; ``None``: the sockets tell, and whoever
+        says so also calls ``changed`` where they have. ``reason``: whether something may wait in the sockets.
         """
         self.over()
         if self._sockets is None or self._keeper.gate.state != FROZEN:
             return
         self._quiet_since, self._ran_until, self._kept, self._new = quiet_since, self._loop.now, kept, new
-        self._watch_processes()
-        if reason or not self._later:
+        if self._watch_processes():
+            self._last = None
+        if kept is None and not new and self._last is not None and self._loop.now < self._last_until:
+            self._rest(self._last)  # to list the sockets takes milliseconds
+        elif reason or not self._later:
             self._look()
         else:
             self._timer = self._loop.at(self._loop.now + self._later, self._look)
+
+    def changed(self) -> None:
+        """The sockets are not what they were at the last look."""
+        self._last = None
 
     def over(self) -> None:
         """It runs."""
@@ -104,19 +115,24 @@ class Stillness:
     def _seen(self, number: int, seen: Seen) -> None:
         if number != self._round or self._sockets is None or self._keeper.gate.state != FROZEN:
             return  # it has run since, and will be looked at again
-        kept = bool(seen.connections) or not seen.known if self._kept is None else self._kept
-        if self._kept or seen.connections.difference(self._new):
-            self._breaths.kept(self._ran_until - self._quiet_since)
         if not seen.listens:
             self._await_listener()
         elif seen.waiting and (seconds := self._waits_for(seen.waiting)) is not None:
             self._keeper.wake()
             self._keeper.held()
             self._loop.at(time.monotonic() + seconds, self._keeper.ended)
-        elif kept:
+        else:
+            self._last, self._last_until = seen, self._loop.now + TRUSTED_FOR
+            self._rest(seen)
+        self._waiting = seen.waiting
+
+    def _rest(self, seen: Seen) -> None:
+        """Nothing waits."""
+        if self._kept or seen.connections.difference(self._new):
+            self._breaths.kept(self._ran_until - self._quiet_since)
+        if bool(seen.connections) or not seen.known if self._kept is None else self._kept:
             after = self._breaths.after(self._loop.now - self._quiet_since)
             self._timer = self._loop.at(self._loop.now + after, self._breathe)
-        self._waiting = seen.waiting
 
     def _waits_for(self, waiting: frozenset[tuple[bytes, int]]) -> float | None:
         """How long to have it awake for what waits in its sockets; ``None``: it has had its time."""
@@ -167,10 +183,11 @@ class Stillness:
 
     # Somebody dies.
 
-    def _watch_processes(self) -> None:
-        """Who ends while all stand still may have been the one that listens."""
+    def _watch_processes(self) -> bool:
+        """Who ends while all stand still may have been the one that listens. Tells whether some have, while it ran."""
         there = {pid for each in self._cgroups for pid in sorted(cgroup.members(each))[: self._most_watched]}
-        for pid in self._processes.keys() - there:
+        gone = self._processes.keys() - there
+        for pid in gone:
             self._forget_process(pid)
         for pid in there - self._processes.keys():
             try:
@@ -182,9 +199,11 @@ class Stillness:
                 continue
             self._processes[pid] = pidfd
             self._loop.watch(pidfd, READ, partial(self._process_ended, pid))
+        return bool(gone)
 
     def _process_ended(self, pid: int, _events: int) -> None:
         self._forget_process(pid)
+        self._last = None
         if not self._keeper.gate.open:
             self._touch()
 

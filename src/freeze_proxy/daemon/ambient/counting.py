@@ -102,7 +102,8 @@ class Counting(Gated):
     def told(self, record: bytes | None) -> None:
         """A packet that wakes, or the end of a connection; or some that were not told of, which may have woken."""
         if record is not None and record[KIND_AT] & ENDS:
-            self._visits.closed(record[KEY])
+            if not self._visits.closed(record[KEY]):
+                self._stillness.changed()  # one that was kept
             self._look_at_visits()
             return
         if self._in_doubt():
@@ -163,6 +164,7 @@ class Counting(Gated):
     def _hold(self) -> None:
         if not self._in_doubt():
             self._visits.forget()
+            self._stillness.changed()
             self._active_at = self._turns.now
             self._proof.again()
             self._look_later()

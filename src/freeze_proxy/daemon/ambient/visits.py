@@ -51,10 +51,12 @@ class Visits:
         self.under_way = True
         return True
 
-    def closed(self, key: bytes) -> None:
-        """The server has closed it, or the client has reset it."""
+    def closed(self, key: bytes) -> bool:
+        """The server has closed it, or the client has reset it: whether it was new."""
+        new = key in self._opened
         self._opened.pop(key, None)
         self._visiting.discard(key)
+        return new
 
     def leave(self) -> None:
         """They are over. Of the others that were opened, bytes may still come."""
