@@ -686,6 +686,9 @@ def _ambient_node(node: Results) -> str:
         _table(["first byte, µs, p50 / p99", "wakes", "frozen", "awake", "rested"], rows) + "\n",
         f"Above the median of the same request awake: {', '.join(above)}. While one was woken again and again, the "
         f"others used {node['others']['cpu_us']} µs of CPU time, and were woken {node['others']['woken']} times.\n",
+        "Those with queue-proxy are woken one after another, each after some twenty seconds, when the processors' "
+        "caches have forgotten its server as well; the request awake follows at once. How much of the difference that "
+        "is has not been measured.\n",
         f"A probe keeps a pod awake for {node['awake_for_a_probe_s']['observed']:.2f} s, with queue-proxy for "
         f"{node['awake_for_a_probe_s']['counted']:.1f} s, the grace of 0.1 s included. A signal to end that nobody has "
         f"announced is heard after {heard[0]:.1f} to {heard[-1]:.1f} s.\n",
