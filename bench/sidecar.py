@@ -121,6 +121,7 @@ def _relay_alone(node: Rig, folder: Path) -> Iterator[tuple[str, int]]:
     containers = {SERVER: _backend(folder, "beside"), RELAY: server([str(word) for word in command], folder)}
     pod = node.node.kubelet.pod(containers, network=True)
     try:
+        wait_until(lambda: listening(DATA, pod.ip), 10, "the relay to listen")
         for name, core in ((SERVER, LOAD_CORE), (RELAY, PROXY_CORE)):
             _pin(pod[name].pid, core)
         yield pod.ip, pod[RELAY].pid

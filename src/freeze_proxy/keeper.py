@@ -84,6 +84,7 @@ class Keeper(Tally):
         "_area",
         "_area_until",
         "_driver",
+        "_hurried_at",
         "_loop",
         "_ordered_at",
         "_waiting_since",
@@ -100,6 +101,7 @@ class Keeper(Tally):
         self._alarm: Timer | None = None
         self._area = 0.0  # of in flight over time
         self._area_until = 0.0
+        self._hurried_at = 0.0  # since the last freeze; 0: not at all
         self._ordered_at = 0.0
         self._waiting_since: float | None = None
         self.gate = gate
@@ -173,6 +175,7 @@ class Keeper(Tally):
     def hurry(self) -> None:
         """What is told next will lead to a thaw, for which somebody waits: begin it before it is thought about."""
         if not self.gate.open:
+            self._hurried_at = self._hurried_at or time.monotonic()
             self._driver.hurry()
 
     def wake(self) -> None:
@@ -222,11 +225,11 @@ class Keeper(Tally):
             pass
         elif order.kind == FREEZE:
             self.gated.before_freeze()
-            self._ordered_at = time.monotonic()
+            self._ordered_at, self._hurried_at = time.monotonic(), 0.0
             self._driver.freeze(order.ticket)
         elif order.kind == THAW:
             self.witness.thawing()
-            self._ordered_at = time.monotonic()
+            self._ordered_at = self._hurried_at or time.monotonic()
             self._driver.thaw(order.ticket)
         else:
             self._waiting_since = None

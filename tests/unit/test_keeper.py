@@ -68,6 +68,7 @@ class Notes(Witness):
     def __init__(self) -> None:
         self.frozen_for: list[float] = []
         self.waits: list[float | None] = []
+        self.thawed_at: list[float] = []
         self.failures: list[tuple[str, str]] = []
         self.refusals: list[int] = []
 
@@ -78,6 +79,7 @@ class Notes(Witness):
     def thawed(self, at: float, waited: float | None) -> None:
         assert at <= time.monotonic()
         self.waits.append(waited)
+        self.thawed_at.append(at)
 
     def failed(self, what: str, reason: str) -> None:
         self.failures.append((what, reason))
@@ -162,6 +164,20 @@ def test_a_thaw_is_hurried_only_where_there_is_one_to_come(stage: Stage) -> None
     stage.keeper.began()
     stage.keeper.hurry()
     assert stage.story == ["before freeze", "freeze", "hurry", "thaw", "release"]
+
+
+def test_it_stood_still_until_the_thaw_was_hurried(stage: Stage) -> None:
+    stage.keeper.ready()
+    for number in range(2):
+        stage.until_state(FROZEN)
+        before = time.monotonic()
+        stage.keeper.hurry()
+        after = time.monotonic()
+        stage.keeper.hurry()
+        stage.keeper.began()
+        stage.until(lambda number=number: len(stage.notes.thawed_at) > number)  # type: ignore[misc]
+        assert before <= stage.notes.thawed_at[number] <= after
+        stage.keeper.ended()
 
 
 def test_nothing_happens_before_the_server_is_ready(stage: Stage) -> None:
