@@ -19,6 +19,7 @@ from freeze_proxy.freezers.crio import CrioFreezer
 from freeze_proxy.freezers.docker import DockerFreezer
 from freeze_proxy.freezers.runtime import Refused, RuntimeFreezer, Seen
 from freeze_proxy.local.containers import ContainerdId
+from tests.support.needs import need_root
 from tests.support.wait import until
 
 RUNNING = {"Id": "f" * 64, "State": {"Status": "running", "Running": True, "Paused": False, "Pid": os.getpid()}}
@@ -353,3 +354,23 @@ def test_asked_to_end(number: int, asked: bool) -> None:
         finally:
             process.kill()
     assert not processes.asked_to_end(process.pid)
+
+
+@pytest.mark.parametrize("groups", [3000, 65536])
+def test_asked_to_end_in_more_groups_than_anybody_needs(groups: int) -> None:
+    """They stand before the signals, and push them far back."""
+    need_root()
+    with subprocess.Popen(["sleep", "60"], extra_groups=range(2**31, 2**31 + groups)) as process:
+        try:
+            process.send_signal(signal.SIGSTOP)
+            until(lambda: processes.state(process.pid) == processes.STOPPED, "it is stopped")
+            assert not processes.asked_to_end(process.pid)
+            process.send_signal(signal.SIGTERM)
+            assert processes.asked_to_end(process.pid)
+        finally:
+            process.kill()
+
+
+def test_who_cannot_be_read_counts_as_asked_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pread", lambda *_: b"Name:\tserver\n")
+    assert processes.asked_to_end(os.getpid())

@@ -146,7 +146,9 @@ class Pending:
         their ``STOPSIGNAL``, pending for the process or its main thread (``SigPnd``, ``ShdPnd`` of /proc/PID/status,
         proc(5)). Raises ``ProcessLookupError`` when the process is gone.
         """
-        status = os.pread(self._fd, 8192, 0)
+        status = os.pread(self._fd, _USUAL, 0)
+        if len(status) == _USUAL:
+            status = os.pread(self._fd, _LONGEST, 0)
         return bool((_mask(status, b"\nSigPnd:\t") | _mask(status, b"\nShdPnd:\t")) & _ENDINGS)
 
     def close(self) -> None:
@@ -168,7 +170,15 @@ def asked_to_end(pid: int) -> bool:
         pending.close()
 
 
+_USUAL, _LONGEST = 8192, 1 << 20
+"""Bytes of /proc/PID/status: more than there mostly are, and more than the 65,536 groups take that a process may be in
+(``NGROUPS_MAX``). They stand before the signals, and a process of a pod's chooses them."""
+
+
 def _mask(status: bytes, field: bytes) -> int:
-    """``field`` begins with a newline, which the name of a process cannot have there."""
-    at = status.index(field) + len(field)
-    return int(status[at : status.index(b"\n", at)], 16)
+    """The signals of a ``field``, which begins with a newline: the name of a process cannot have one there.
+
+    Where it is not to be found, all that ask to end: in doubt, awake.
+    """
+    _, found, rest = status.partition(field)
+    return int(rest.partition(b"\n")[0], 16) if found else _ENDINGS
