@@ -7,10 +7,14 @@ Such a process is known by its parent, which is outside: in a PID namespace abov
 parent, too. Who shares the node's PID namespace cannot be told apart (pid_namespaces(7); ``NSpid`` in proc(5)).
 """
 
+import time
+
 from freeze_proxy.freezers.cgroup import members
 
 MOST = 64
-"""Processes that are looked at, of a container that has more."""
+"""Processes that are looked at, of a container that has more: the youngest."""
+LONGEST = 0.01
+"""Seconds for all of them. The loop waits meanwhile, and one in 65,536 groups takes the kernel 20 ms by itself."""
 
 
 def run_in(place: str, main: int) -> bool:
@@ -22,7 +26,10 @@ def run_in(place: str, main: int) -> bool:
             depths[pid] = _parent_and_depth(pid)
         return depths[pid]
 
+    until = time.monotonic() + LONGEST
     for pid in sorted(members(place), reverse=True)[:MOST]:
+        if time.monotonic() > until:
+            break
         parent, depth = of(pid)
         if pid != main and depth and of(parent)[1] < depth:
             return True
