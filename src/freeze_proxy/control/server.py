@@ -338,8 +338,10 @@ class Connection(asyncio.BufferedProtocol):
                 self._trouble = self._trouble or (400, f"This is not HTTP/1.1 as RFC 9112 has it: {reason}.")
             # One line without an end is kept by the parser itself, so what it was given counts.
             self._fed = self._fed + len(piece) if self._requests == before else 0
-            if self._whole and self._requests == self._before + 1 and self._between and not self._unparsed:
-                self._arrived[0][0].came_as(self._whole)
+            if self._whole and self._arrived:
+                if self._requests == self._before + 1 and self._between and not self._unparsed:
+                    self._arrived[0][0].came_as(self._whole)
+                self._whole = b""
             if self._fed > MOST_HEAD + MOST_BODY:
                 self._trouble = self._trouble or (431, f"A request's head may have {MOST_HEAD} bytes.")
 
