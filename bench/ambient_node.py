@@ -198,20 +198,29 @@ def _share(pid: int, span: float) -> float:
     return (cpu_ns(pid) - used) / 1e9 / (time.monotonic() - began)
 
 
-def _woken_in_turn(some: list[Pod], rested: wake.Client, turns: int) -> wake.Samples:
-    """Wake each of these by a new connection, some of the others awake still: queue-proxy takes its time to say."""
+def _woken_in_turn(some: list[Pod], resting: list[Pod], turns: int) -> wake.Samples:
+    """Wake each of these by a new connection, some of the others awake still: queue-proxy takes its time to say.
+
+    ``resting``: as many that nobody freezes, each asked as seldom: caches forget either.
+    """
     rng = random.Random(7)
     taken: dict[str, list[float]] = {when: [] for when in wake.WHEN}
-    clients = [(wake.Client(SERVER_PORT, pod.ip, keep=False), _stillness(pod)) for pod in some]
+    clients = [
+        (wake.Client(SERVER_PORT, pod.ip, keep=False), _stillness(pod), wake.Client(SERVER_PORT, other.ip, keep=False))
+        for pod, other in zip(some, resting, strict=True)
+    ]
     for turn in range(turns):
-        client, stillness = clients[turn % len(clients)]
+        client, stillness, rested = clients[turn % len(clients)]
         stillness.wait()
-        time.sleep(rng.uniform(0.1, 0.2))  # so that few are awake at a time
-        taken["frozen"].append(client.new())
-        taken["awake"].append(client.new())
-        time.sleep(0.01)
-        taken["rested"].append(rested.new())
-    for _, stillness in clients:
+        pause = rng.uniform(0.05, 0.1)  # so that few are awake at a time
+        for asked in ("frozen", "rested") if turn // len(clients) % 2 else ("rested", "frozen"):
+            time.sleep(pause)
+            if asked == "rested":
+                taken["rested"].append(rested.new())
+            else:
+                taken["frozen"].append(client.new())
+                taken["awake"].append(client.new())
+    for _, stillness, _ in clients:
         stillness.close()
     return {"new": taken}
 
@@ -235,6 +244,7 @@ def measure(count: int, quick: bool, tell: Tell) -> dict[str, Any]:
         rested = pods.one({}, False)
         often, plain = pods.one(QUICKLY, False), pods.one(ASKS, False)
         some = [pods.one(ASKS, True) for _ in range(min(100, count // 4))]
+        resting = [pods.one({}, False) for _ in some]
         crowd = [pods.one(ASKS, bool(number % 2), small=True) for number in range(count - 2 - len(some))]
         asking = [often, plain, *some, *crowd]
         api = stack.enter_context(ApiServer(folder / "api"))
@@ -274,7 +284,7 @@ def measure(count: int, quick: bool, tell: Tell) -> dict[str, Any]:
             "woken": sum(pod.switches() for pod in crowd) - woken,
         }
         tell("ambient pods: others are woken, one after another")
-        figures["counted"] = wake.figures(_woken_in_turn(some, usual, turns // 8))
+        figures["counted"] = wake.figures(_woken_in_turn(some, resting, turns // 8))
         for client in (kept, usual):
             client.close()
         stillness.close()

@@ -195,7 +195,8 @@ def _node_goals(node: Results, machine: Results) -> list[Goal]:
     quiet = Goal("ambient pods, 1000 frozen ones", "no CPU time of the daemon's that can be measured")
     others = Goal("ambient pods, one that is woken costs the others", "nothing")
     if node:
-        both = [node[source]["above_awake"] for source in ("observed", "counted")]
+        # Of a pod with queue-proxy, above one that has been awake for as long without a request.
+        both = [node["observed"]["above_awake"], node["counted"]["above_rested"]]
         for goal, point, limit in ((first, "p50", 200), (tail, "p99", 1500)):
             observed, counted = (above[point] for above in both)
             goal.measured = f"{observed / 1000:.2f} ms; with queue-proxy {counted / 1000:.2f}"
@@ -670,11 +671,10 @@ def _ambient_node(node: Results) -> str:
         for source in ("observed", "counted")
         for kind, figures in node[source]["kinds"].items()
     ]
-    above = [
-        f"{_us(node[source]['above_awake'][which])} µs ({which}{', with queue-proxy' * (source == 'counted')})"
-        for source in ("observed", "counted")
-        for which in ("p50", "p99")
-    ]
+    above, of_counted, of_rested = (
+        " and ".join(f"{_us(node[source][than][which])} µs ({which})" for which in ("p50", "p99"))
+        for source, than in (("observed", "above_awake"), ("counted", "above_awake"), ("counted", "above_rested"))
+    )
     heard = sorted(node["heard_s"])
     parts = [
         "## Ambient pods: the daemon of a node\n",
@@ -684,11 +684,12 @@ def _ambient_node(node: Results) -> str:
         f"{node['cpu_without'] * 100:.2f} % before there was one, over {node['seconds']:.0f} s each; queue-proxies "
         f"were asked {node['questions']:,} times.\n",
         _table(["first byte, µs, p50 / p99", "wakes", "frozen", "awake", "rested"], rows) + "\n",
-        f"Above the median of the same request awake: {', '.join(above)}. While one was woken again and again, the "
-        f"others used {node['others']['cpu_us']} µs of CPU time, and were woken {node['others']['woken']} times.\n",
+        f"Above the median of the same request awake: {above}. While one was woken again and again, the others used "
+        f"{node['others']['cpu_us']} µs of CPU time, and were woken {node['others']['woken']} times.\n",
         "Those with queue-proxy are woken one after another, each after some twenty seconds, when the processors' "
-        "caches have forgotten its server as well; the request awake follows at once. How much of the difference that "
-        "is has not been measured.\n",
+        "caches have forgotten its server as well; the request awake follows at once. What *rested* there is a pod "
+        "that nobody freezes and that has had no request for as long. The first byte from a frozen one comes "
+        f"{of_rested} later than the median of that; of the same pod's second request, {of_counted} later.\n",
         f"A probe keeps a pod awake for {node['awake_for_a_probe_s']['observed']:.2f} s, with queue-proxy for "
         f"{node['awake_for_a_probe_s']['counted']:.1f} s, the grace of 0.1 s included. A signal to end that nobody has "
         f"announced is heard after {heard[0]:.1f} to {heard[-1]:.1f} s.\n",

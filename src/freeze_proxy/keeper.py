@@ -11,11 +11,16 @@ from freeze_proxy.gate import AWAKE, FOREVER, FREEZE, FREEZING, FROZEN, THAW, TH
 from freeze_proxy.loop import Loop, Timer
 from freeze_proxy.observe.tally import Tally
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Driver:
     """Carries out orders. Each call is answered by ``keeper.done(ticket)`` or ``keeper.failed(ticket, reason)``.
 
-    Orders are carried out one after another: a new one may come before the answer to the last, which it replaces.
+    Orders are carried out one after another: a new one may come before the answer to the last, which it replaces. Who
+    can let the target run within microseconds says with each freeze how: ``keeper.haste``.
     """
 
     __slots__ = ("keeper",)
@@ -29,9 +34,6 @@ class Driver:
     def thaw(self, ticket: int) -> None:
         """Let the target run, whatever became of the order before."""
         raise NotImplementedError
-
-    def hurry(self) -> None:
-        """A thaw will be ordered as soon as all has been thought of: let it run now, where that takes microseconds."""
 
 
 class Gated:
@@ -90,6 +92,7 @@ class Keeper(Tally):
         "_waiting_since",
         "gate",
         "gated",
+        "haste",
         "requests",
         "witness",
     )
@@ -106,6 +109,7 @@ class Keeper(Tally):
         self._waiting_since: float | None = None
         self.gate = gate
         self.gated = Gated()
+        self.haste: Callable[[], object] | None = None  # lets the target run, while it may stand still
         self.requests = 0
         self.witness = witness
 
@@ -172,11 +176,21 @@ class Keeper(Tally):
         """Thaw, and freeze no more."""
         self._carry_out(self.gate.disarm(self._loop.now))
 
-    def hurry(self) -> None:
-        """What is told next will lead to a thaw, for which somebody waits: begin it before it is thought about."""
-        if not self.gate.open:
-            self._hurried_at = self._hurried_at or time.monotonic()
-            self._driver.hurry()
+    def hurry(self) -> bool:
+        """What is told soon will lead to a thaw, for which somebody waits: let the target run before it is thought of.
+
+        Returns whether it may have stood still. What goes wrong shows in the thaw.
+        """
+        haste, self.haste = self.haste, None
+        if haste is None:
+            return False
+        self._hurried_at = time.monotonic()  # before: it may be a while until this process is run again
+        try:
+            haste()
+        except OSError:
+            self._hurried_at = 0.0
+            return False
+        return True
 
     def wake(self) -> None:
         """Have the server awake for something that nobody waits for; ``held`` keeps it so until ``ended``."""
@@ -196,6 +210,7 @@ class Keeper(Tally):
         """The order with this ticket has failed, for a reason to show to the user."""
         before, now = self.gate.state, time.monotonic()
         if self.gate.failed(ticket, now):
+            self.haste = None
             what = THAW if before == THAWING else FREEZE
             self._loop.soon(lambda: self.witness.failed(what, reason))
             self._compare(before, now)
@@ -225,9 +240,10 @@ class Keeper(Tally):
             pass
         elif order.kind == FREEZE:
             self.gated.before_freeze()
-            self._ordered_at, self._hurried_at = time.monotonic(), 0.0
+            self._ordered_at, self._hurried_at, self.haste = time.monotonic(), 0.0, None
             self._driver.freeze(order.ticket)
         elif order.kind == THAW:
+            self.haste = None
             self.witness.thawing()
             self._ordered_at = self._hurried_at or time.monotonic()
             self._driver.thaw(order.ticket)

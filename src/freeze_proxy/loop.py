@@ -10,6 +10,8 @@ import time
 from _heapq import heappop, heappush
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+EDGE = select.EPOLLET
+"""Of a descriptor that says so itself whenever there is something new, and may be left unread until then."""
 _MOST_EVENTS = 256
 
 TYPE_CHECKING = False

@@ -4,7 +4,7 @@ import struct
 from dataclasses import dataclass
 
 from freeze_proxy.ambient.bpf import INGRESS
-from freeze_proxy.ambient.program import DATAGRAM, FIN, FROM_SERVER, RST, SYN, UNCLEAR, WAKES
+from freeze_proxy.ambient.program import DATAGRAM, FIN, FROM_SERVER, LEAVES, RST, SYN, UNCLEAR, WAKES
 
 TCP, UDP, ICMP = 6, 17, 1
 CLIENT, SERVER = 40000, 8080
@@ -83,4 +83,4 @@ def model(packet: bytes, direction: int, ports: tuple[int, ...], observe: bool) 
         return Verdict(FROM_SERVER, length) if length or flags & (SYN | FIN | RST) else None
     if not flags & RST and (flags & SYN or length):
         return Verdict(WAKES, length)
-    return Verdict(0, length) if flags & (FIN | RST) and observe else None
+    return Verdict(LEAVES, length) if flags & (FIN | RST) and observe else None

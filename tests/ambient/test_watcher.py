@@ -11,7 +11,7 @@ import pytest
 
 from freeze_proxy.ambient import Watch, Watcher
 from freeze_proxy.ambient.bpf import BpfError, attached
-from freeze_proxy.ambient.program import ACK, ENDS, FROM_SERVER, HEADER, KIND_AT
+from freeze_proxy.ambient.program import ACK, ENDS, FROM_SERVER, HEADER, KIND_AT, LEAVES, WAKES
 from tests.support.ambience import frozen, made_cgroup, need_ambient, running_in
 from tests.support.wait import until
 
@@ -143,6 +143,53 @@ def test_keep_alives_do_not_wake(server: Server) -> None:
             client.shutdown(socket.SHUT_WR)
             client.close()
             assert not server.woken(0.05)
+
+
+def test_who_is_woken_is_let_run_before_anybody_is_told() -> None:
+    with ExitStack() as stack:
+        server = Server(stack, "127.0.0.1", observe=False)
+        story: list[str] = []
+        told = server.records.append
+        server.watch.close()
+
+        def hurry() -> bool:
+            story.append("hurry")
+            return len(story) == 1
+
+        watch = server.watcher.watch(server.cgroup, (server.port,), told, hurry=hurry)
+        stack.callback(watch.close)
+        watch.arm()
+        assert not server.watcher.hasten(), "nothing has come"
+        with server.connect() as client:
+            assert server.watcher.hasten()
+            assert (story, server.records) == (["hurry"], [])
+            server.ping(client)
+            assert server.watcher.hasten(), "it still has the processors to itself"
+            assert (len(story), server.records) == (2, [])
+        assert server.watcher.read() == 2
+        assert [None if record is None else record[KIND_AT] for record in server.records] == [WAKES, WAKES]
+        assert not server.watcher.hasten()
+        assert server.watcher.read() == 0
+
+
+def test_where_only_what_wakes_is_waited_for_the_rest_is_told_of_and_wakes_nobody() -> None:
+    with ExitStack() as stack:
+        server = Server(stack, "127.0.0.1", observe=True)
+        leaving, staying = server.connect(), stack.enter_context(server.connect())
+        server.watcher.read()
+        poll = stack.enter_context(select.epoll())
+        poll.register(server.watcher.fd, select.EPOLLIN | select.EPOLLET)
+        server.watch.arm(WAKES)
+        with frozen(server.cgroup):
+            before = server.watch.packets
+            leaving.close()
+            until(lambda: server.watch.packets > before, "it is counted")
+            assert not poll.poll(0.05)
+            staying.send(b"ping")
+            assert poll.poll(WAKE_PATIENCE)
+            server.watcher.read()
+            kinds = [record[KIND_AT] for record in server.records if record]
+            assert kinds[-2:] == [LEAVES, WAKES]
 
 
 @pytest.mark.parametrize("offset", [-1, -4, 0])

@@ -23,14 +23,12 @@ class Hand(Driver):
 
     def freeze(self, ticket: int) -> None:
         self.story.append("freeze")
+        self.keeper.haste = lambda: self.story.append("hurry")
         self._answer(self.freezes, ticket)
 
     def thaw(self, ticket: int) -> None:
         self.story.append("thaw")
         self._answer(self.thaws, ticket)
-
-    def hurry(self) -> None:
-        self.story.append("hurry")
 
     def _answer(self, how: str, ticket: int) -> None:
         if how == "done":
@@ -155,15 +153,40 @@ def test_a_freeze_and_a_thaw_that_are_carried_out_at_once(stage: Stage) -> None:
     stage.until_state(FROZEN)
 
 
-def test_a_thaw_is_hurried_only_where_there_is_one_to_come(stage: Stage) -> None:
-    stage.keeper.hurry()
+def test_a_thaw_is_hurried_once_and_only_where_there_is_one_to_come(stage: Stage) -> None:
+    assert not stage.keeper.hurry()
     stage.keeper.ready()
     stage.until_state(FROZEN)
-    stage.keeper.hurry()
+    assert stage.keeper.hurry()
+    assert not stage.keeper.hurry()
     assert stage.gate.state == FROZEN  # that is for the order to change
     stage.keeper.began()
-    stage.keeper.hurry()
+    assert not stage.keeper.hurry()
     assert stage.story == ["before freeze", "freeze", "hurry", "thaw", "release"]
+
+
+def test_what_is_awake_needs_no_hurry(stage: Stage) -> None:
+    stage.keeper.ready()
+    stage.until_state(FROZEN)
+    stage.keeper.began()
+    assert not stage.keeper.hurry(), "it was thawed in time"
+    stage.keeper.ended()
+    stage.hand.freezes = "failed"
+    stage.until(lambda: stage.story.count("freeze") == 2)
+    assert not stage.keeper.hurry(), "it has not been frozen"
+    assert "hurry" not in stage.story
+
+
+def test_a_hurry_that_fails_leaves_it_to_the_thaw(stage: Stage) -> None:
+    def fail() -> None:
+        raise OSError
+
+    stage.keeper.ready()
+    stage.until_state(FROZEN)
+    stage.keeper.haste = fail
+    assert not stage.keeper.hurry()
+    stage.keeper.began()
+    assert stage.story == ["before freeze", "freeze", "thaw", "release"]
 
 
 def test_it_stood_still_until_the_thaw_was_hurried(stage: Stage) -> None:

@@ -17,13 +17,18 @@ from freeze_proxy.ambient.watcher import Watch, Watcher
 from freeze_proxy.freezers import FreezeError
 from freeze_proxy.gate import FROZEN
 from freeze_proxy.keeper import Gated, Keeper
-from freeze_proxy.loop import READ, Loop
+from freeze_proxy.loop import EDGE, READ, Loop
 
 _TIME = struct.Struct("=Q")
 RING_SIZE = 4 << 20
 """Bytes: what comes while this process does not get its turn for a while is to find room."""
 LEAST_PAUSE, MOST_PAUSE = 0.0005, 0.02
 """Seconds between two looks into the ring while records keep coming; a quarter of the grace, within these bounds."""
+OUT_OF_THE_WAY = 0.002
+"""Seconds for which a server that has just been let run has the processors to itself."""
+LOOK_AT_SOCKETS_AFTER = 0.1
+"""Seconds of standing still after which the server's sockets are looked at, where there is no reason to at once. A look
+takes milliseconds: the kernel goes through all sockets that there are."""
 MOST_LOOKS = 200
 """How often a record that was counted is looked for until it is held to be lost."""
 CENSUS_PERIOD = 1.0
@@ -59,7 +64,7 @@ class Observing(Gated):
         self._census_is_due = False
         self._handed = 0
         self._looks = 0
-        self._stillness = stillness or Stillness(loop, keeper, (path,))
+        self._stillness = stillness or Stillness(loop, keeper, (path,), LOOK_AT_SOCKETS_AFTER)
         self._datagrams = False  # whether one has come since it stood still last
         self._active_at = loop.now  # when a packet came last that wakes
         self._sockets: Sockets | None = None
@@ -71,15 +76,15 @@ class Observing(Gated):
         self.watcher = watcher or Watcher(2, RING_SIZE)
         self._watches: list[Watch] = []
         try:
-            self.watch = self.watcher.watch(path, ports, self._told, observe=True)
+            self.watch = self.watcher.watch(path, ports, self._told, observe=True, hurry=keeper.hurry)
             self._watches.append(self.watch)
             if any_socket:
-                self._watches.append(self.watcher.watch(path, (), self._told_of_any))
+                self._watches.append(self.watcher.watch(path, (), self._told_of_any, hurry=keeper.hurry))
         except BaseException:
             self.close()
             raise
         if not self._shared:
-            loop.watch(self.watcher.fd, READ, self._on_records)
+            loop.watch(self.watcher.fd, READ | EDGE, self._on_packets)
         keeper.gated = self
 
     def start(self, sockets: Sockets, idle_stream: float | None) -> None:
@@ -118,9 +123,9 @@ class Observing(Gated):
         self._loop.now = now
 
     def before_freeze(self) -> None:
-        """From now on every record counts at once."""
+        """From now on every packet that wakes counts at once."""
         for watch in self._watches:
-            watch.arm()
+            watch.arm(WAKES)
         # When the freeze has been ordered: what was counted before the watch was armed, and is not in the ring yet.
         self._loop.soon(self._look_again)
 
@@ -150,8 +155,6 @@ class Observing(Gated):
             return
         self._handed += 1
         kind = record[KIND_AT]
-        if kind & WAKES:
-            self._keeper.hurry()
         self._loop.now = at = _TIME.unpack_from(record)[0] * 1e-9  # when it came: graces begin then
         if kind & WAKES:
             self._active_at = at
@@ -165,10 +168,9 @@ class Observing(Gated):
     def _take_turn(self) -> None:
         """Others have had the ring read, in which there was something for this one."""
         self._turn_is_due = False
-        self._on_records(0)
+        self._on_records()
 
     def _told_of_any(self, _record: bytes | None) -> None:
-        self._keeper.hurry()
         self._touch()
 
     def _touch(self) -> None:
@@ -181,7 +183,22 @@ class Observing(Gated):
         """Whether a packet has been counted whose record has not been handed out yet."""
         return self._handed + self.watch.lost != self.watch.packets
 
-    def _on_records(self, _events: int) -> None:
+    def _on_packets(self, _events: int) -> None:
+        """One that stands still is let run, and has some time to itself before its packets are thought about."""
+        if self._keeper.haste is None:
+            self._on_records()
+            return
+        for watch in self._watches:
+            watch.disarm()
+        hurried = self._keeper.hurry()
+        self._loop.at(time.monotonic() + (OUT_OF_THE_WAY if hurried else 0.0), self._on_hastened)
+
+    def _on_hastened(self) -> None:
+        self._on_records()
+        if not self._closed:
+            self._keeper.wake()  # whatever has come: it runs
+
+    def _on_records(self) -> None:
         if self._closed:
             return
         self.catch_up()

@@ -19,7 +19,8 @@ from freeze_proxy.ambient.bpf import INGRESS
 
 # A server's words in the value that programs and this process share; its slots begin with one that is nobody's.
 WATCHED, PACKETS, LOST = 0, 8, 16
-"""Whether the next record wakes the reader; how many packets mattered; how many records did not fit into the ring."""
+"""The kinds of which a record wakes the reader; how many packets mattered; how many records found no room in the ring.
+"""
 LOST_BY_ALL = 0
 """In nobody's slot: the last of these summed over all servers."""
 SLOT_SIZE = 32
@@ -33,9 +34,12 @@ _AT, _SLOT, _SEQUENCE, _LENGTH, _COPIED, _KIND, _FLAGS = 0, 8, 12, 16, 20, 22, 2
 KIND_AT = _KIND
 _REMOTE, _LOCAL, _REMOTE_PORT, _LOCAL_PORT, _PIECE = 24, 40, 56, 58, 60
 
-FROM_SERVER, WAKES, DATAGRAM, UNCLEAR, ENDS = 1, 2, 4, 8, 16
+FROM_SERVER, WAKES, DATAGRAM, UNCLEAR, ENDS, LEAVES = 1, 2, 4, 8, 16, 32
 """Kinds, as bits: what the server sends; what wakes it; UDP; IPv6 with extension headers, which are not read; what
-shows that the server has closed a connection, or that the client resets it. The last does not matter to the count."""
+shows that the server has closed a connection, or that the client resets it; a FIN or RST of the client's, where
+exchanges are counted. ``ENDS`` does not matter to the count."""
+ANY = FROM_SERVER | WAKES | ENDS | LEAVES
+"""One of these is in every record."""
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
 SMALL, MEDIUM, LARGE = 512 - HEADER_SIZE, 1536 - HEADER_SIZE, 4096 - HEADER_SIZE
@@ -160,8 +164,11 @@ def program(
         p.jump_if(r5, "&", FIN, "end of a connection")
         p.jump("pass" if observe or not ends else "end of a connection")  # a bare ACK, or a keep-alive without a byte
         p.label("end of a connection")
-        if observe or not ends:
-            p.jump("tell" if observe else "pass")
+        if observe:
+            p.store(1, r10, _H + _KIND, LEAVES)
+            p.jump("tell")
+        elif not ends:
+            p.jump("pass")
         else:
             p.address(r1, shared, words)
             p.load(r1, 8, r1, WATCHED)
@@ -345,6 +352,8 @@ def _tell(
     # Wake the reader where it waits for this, or before it is too late.
     p.address(r1, shared, words)
     p.load(r1, 8, r1, WATCHED)
+    p.load(r2, 1, r10, _H + _KIND)
+    p.set(r1, "&=", r2)
     p.jump_if(r1, "!=", 0, f"wake for {there}")
     p.map(r1, ring)
     p.set(r2, "=", 0)  # BPF_RB_AVAIL_DATA

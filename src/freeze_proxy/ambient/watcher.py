@@ -24,8 +24,17 @@ Told = Callable[[bytes | None], None]
 """Takes a record, ``program.HEADER`` and what there is of the packet's bytes; ``None`` where records have been lost."""
 
 
+Hurry = Callable[[], bool]
+"""Lets the server run, in microseconds, if it may stand still: whether it may have. See ``Keeper.hurry``."""
+
+
 def _nobody(_record: bytes | None) -> None:
     """Takes the records of a watch that has been closed."""
+
+
+def _unhurried() -> bool:
+    """Leaves it to whoever is told."""
+    return False
 
 
 class Watcher:
@@ -40,12 +49,20 @@ class Watcher:
         self._shared = SharedValue((1 + servers) * program.SLOT_SIZE)
         self._words = self._shared.view.cast("Q")
         self._told: list[Told] = [_nobody] * (1 + servers)
+        self._hurry: list[Hurry] = [_unhurried] * (1 + servers)
+        self._aside: list[bytes] = []  # records that have been taken and not been handed out
         self._free = deque(range(1, 1 + servers))  # the one that has been free for longest comes first
         self._watches: dict[int, Watch] = {}
         self._lost = 0
 
     def watch(
-        self, cgroup: str, ports: Iterable[int], told: Told, observe: bool = False, ends: bool = False
+        self,
+        cgroup: str,
+        ports: Iterable[int],
+        told: Told,
+        observe: bool = False,
+        ends: bool = False,
+        hurry: Hurry = _unhurried,
     ) -> "Watch":
         """Watch the server in this cgroup, a directory of cgroup v2, with all below it. Raises ``BpfError``.
 
@@ -53,6 +70,7 @@ class Watcher:
         while the watch is armed, those of packets that wake the server; with ``ends`` also of those that show that it
         has closed a connection. With ``observe`` all that it takes to count exchanges, at any time, of both directions.
         Where records were lost because the ring was full, ``told`` takes ``None``: the server is to be thawed then.
+        ``hurry`` is what ``hasten`` calls for a packet that wakes.
         """
         if not self._free:
             raise BpfError(f"More than {len(self._told) - 1} servers cannot be watched at once.")
@@ -61,6 +79,7 @@ class Watcher:
         for at in range(4):
             words[at] = 0
         self._told[slot] = told
+        self._hurry[slot] = hurry
         self._watches[slot] = watch = Watch(words, lambda: self._let_go(slot))
         try:
             directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -89,12 +108,27 @@ class Watcher:
             os.close(directory)
         return watch
 
+    def hasten(self) -> bool:
+        """Let run at once whom a packet wakes; whether ``read``, which tells, had better be called a little later.
+
+        Whoever thinks about packets takes a processor that a server wants which has just been let run.
+        """
+        hurry, slot_of, later = self._hurry, _NUMBER.unpack_from, bool(self._aside)
+        records = self._ring.take()
+        for record in records:
+            if record[program.KIND_AT] & program.WAKES and hurry[slot_of(record, 8)[0]]():
+                later = True
+        self._aside += records
+        return later
+
     def read(self) -> int:
         """Hand out what has been told; returns how many records that were. There may be more when it returns."""
         told, slot_of, count = self._told, _NUMBER.unpack_from, 0
-        for record in self._ring.take():
-            told[slot_of(record, 8)[0]](record)
-            count += 1
+        aside, self._aside = self._aside, []
+        for records in (aside, self._ring.take()):
+            for record in records:
+                told[slot_of(record, 8)[0]](record)
+                count += 1
         if self._words[program.LOST_BY_ALL] != self._lost:
             self._tell_losses()
         return count
@@ -115,6 +149,7 @@ class Watcher:
     def _let_go(self, slot: int) -> None:
         del self._watches[slot]
         self._told[slot] = _nobody
+        self._hurry[slot] = _unhurried
         self._free.append(slot)
 
 
@@ -131,9 +166,9 @@ class Watch:
         """Close this with the watch."""
         self._held.append(held)
 
-    def arm(self) -> None:
-        """From now on a record makes the watcher's ``fd`` readable."""
-        self._words[0] = 1
+    def arm(self, kinds: int = program.ANY) -> None:
+        """From now on a record of one of these kinds makes the watcher's ``fd`` readable."""
+        self._words[0] = kinds
 
     def disarm(self) -> None:
         """No longer."""

@@ -1,5 +1,7 @@
 """Freezers carry out freeze and thaw on one kind of target. One file a kind, one small interface."""
 
+from collections.abc import Callable
+
 
 class FreezeError(Exception):
     """A freezer cannot do its work; the text is a sentence for the user."""
@@ -23,6 +25,8 @@ class Freezer:
     """Whether its calls take microseconds. One that asks a runtime takes milliseconds, and is called from a thread."""
     cpu_is_quick = False
     """Whether ``cpu_seconds`` takes a few microseconds only."""
+    haste: Callable[[], object] | None = None
+    """``thaw`` in as few steps as there can be, for whoever will call ``thaw`` a moment later. Raises ``OSError``."""
 
     def freeze(self) -> bool:
         """Begin to freeze; returns whether the target stands still already."""

@@ -27,6 +27,7 @@ class LocalDriver(Driver):
     def freeze(self, ticket: int) -> None:
         """Begin, and look again until it is done or another order has come."""
         self._newest = ticket
+        self.keeper.haste = self.freezer.haste
         self._try(ticket, self.freezer.freeze, _SETTLE[0])
 
     def thaw(self, ticket: int) -> None:
@@ -38,11 +39,6 @@ class LocalDriver(Driver):
             self.keeper.failed(ticket, str(error))
         else:
             self.keeper.done(ticket)
-
-    def hurry(self) -> None:
-        """Whether it has worked shows in the thaw."""
-        with contextlib.suppress(FreezeError):
-            self.freezer.thaw()
 
     def close(self) -> None:
         """Nothing is held."""

@@ -108,7 +108,6 @@ class Counting(Gated):
             return
         if self._in_doubt():
             return
-        self._keeper.hurry()
         self._turns.begin()
         if record is not None:
             if _only_opens(record):

@@ -1,8 +1,7 @@
 """Carrying out a gate's orders as those of a client of the daemon's are: by its freezing, with a lease."""
 
 import asyncio
-import contextlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from freeze_proxy.control.server import Request, resumed
@@ -15,13 +14,13 @@ from freeze_proxy.keeper import Driver
 class FreezingDriver(Driver):
     """Freezes ``containers`` of ``pod``, which may be others from one freeze to the next. A lease's holder, too."""
 
-    __slots__ = ("_freezers", "_freezing", "_tasks", "_uid", "closed", "containers", "mode", "pod")
+    __slots__ = ("_freezing", "_newest", "_tasks", "_uid", "closed", "containers", "mode", "pod")
 
     def __init__(self, freezing: Freezing, uid: str, mode: str) -> None:
         self._freezing = freezing
         self._uid = uid
         self._tasks: set[asyncio.Task[None]] = set()
-        self._freezers: list[Freezer] = []  # of the newest freeze, those that are quick
+        self._newest = 0
         self.closed = False
         self.pod: Pod | None = None
         self.containers: list[Container] = []
@@ -29,22 +28,18 @@ class FreezingDriver(Driver):
 
     def freeze(self, ticket: int) -> None:
         """Together or not at all; all of it happens in a task, for nobody waits."""
+        self._newest = ticket
         self._begin(self._freeze(ticket, self.pod, list(self.containers), Request.next_number()))
 
     def thaw(self, ticket: int) -> None:
         """At once, where the freezer is a quick one: in this call."""
+        self._newest = ticket
         work = self._thaw(ticket, list(self.containers), Request.next_number())
         try:
             yielded = work.send(None)
         except StopIteration:
             return
         self._begin(_rest(work, yielded))
-
-    def hurry(self) -> None:
-        """What has gone wrong shows in the thaw."""
-        for freezer in self._freezers:
-            with contextlib.suppress(FreezeError):
-                freezer.thaw()
 
     def close(self) -> None:
         """The lease ends: what is frozen is thawed, whatever became of the orders."""
@@ -55,12 +50,12 @@ class FreezingDriver(Driver):
         try:
             if pod is None:
                 raise Overtaken
-            freezers = [container.freezer(self.mode) for container in containers if self.mode != "dry-run"]
-            self._freezers = [freezer for freezer in freezers if freezer.quick]
             if self.mode == "dry-run":
                 for container in containers:
                     container.freezer("freeze").alive()
             else:
+                if ticket == self._newest:
+                    self.keeper.haste = _together([container.freezer(self.mode) for container in containers])
                 await self._freezing.freeze(pod, containers, self.mode, number, self)
         except Overtaken:
             self.keeper.failed(ticket, "Another order has come.")
@@ -81,6 +76,12 @@ class FreezingDriver(Driver):
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _together(freezers: list[Freezer]) -> Callable[[], object] | None:
+    """Those that can be hastened, as one."""
+    hastes = [freezer.haste for freezer in freezers if freezer.haste is not None]
+    return hastes[0] if len(hastes) == 1 else (lambda: [haste() for haste in hastes]) if hastes else None
 
 
 async def _rest(work: Coroutine[Any, Any, None], yielded: Any) -> None:

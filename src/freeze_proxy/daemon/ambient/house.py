@@ -8,6 +8,7 @@ from collections.abc import Collection
 from lightkube.resources.core_v1 import Namespace, Pod
 
 from freeze_proxy.ambient import Watcher
+from freeze_proxy.ambient.observing import OUT_OF_THE_WAY
 from freeze_proxy.apiserver import ApiServer
 from freeze_proxy.daemon.ambient import wishes
 from freeze_proxy.daemon.ambient.pod import AmbientPod, Tools
@@ -69,7 +70,7 @@ class Ambient:
     async def run(self) -> None:
         """For ever."""
         self._look_at_defaults()
-        asyncio.get_running_loop().add_reader(self._watcher.fd, self._watcher.read)
+        asyncio.get_running_loop().add_reader(self._watcher.fd, self._on_packets)
         following = [asyncio.create_task(each.run()) for each in (self._namespaces, self._pods)]
         try:
             turn = 0
@@ -99,6 +100,12 @@ class Ambient:
         self._watcher.close()
         await self._statistics.close()
         await self._client.close()
+
+    def _on_packets(self) -> None:
+        if self._watcher.hasten():
+            asyncio.get_running_loop().call_later(OUT_OF_THE_WAY, self._watcher.read)
+        else:
+            self._watcher.read()
 
     # What the API server tells.
 

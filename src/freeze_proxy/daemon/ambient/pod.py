@@ -270,7 +270,7 @@ class AmbientPod:
         watches: list[Watch] = []
         try:
             for place in places:
-                watch = self._tools.watcher.watch(place, ports, counting.told, ends=True)
+                watch = self._tools.watcher.watch(place, ports, counting.told, ends=True, hurry=self._keeper.hurry)
                 watches.append(watch)  # closed below
         except FreezeError:
             for watch in watches:
