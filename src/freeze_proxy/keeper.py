@@ -68,7 +68,8 @@ class Witness:
     def thawed(self, at: float, waited: float | None) -> None:
         """The target runs; it stood still until ``at``, when the thaw was ordered.
 
-        ``waited``: from the first byte that was held until it might pass; ``None``: none was.
+        ``waited``: from the first byte that was held until it might pass, or from the packet that came first until the
+        target ran; ``None``: nobody did.
         """
 
     def failed(self, what: str, reason: str) -> None:
@@ -85,10 +86,12 @@ class Keeper(Tally):
         "_alarm",
         "_area",
         "_area_until",
+        "_arrived_at",
         "_driver",
         "_hurried_at",
         "_loop",
         "_ordered_at",
+        "_runs_since",
         "_waiting_since",
         "gate",
         "gated",
@@ -104,8 +107,10 @@ class Keeper(Tally):
         self._alarm: Timer | None = None
         self._area = 0.0  # of in flight over time
         self._area_until = 0.0
+        self._arrived_at: float | None = None  # since the last freeze
         self._hurried_at = 0.0  # since the last freeze; 0: not at all
         self._ordered_at = 0.0
+        self._runs_since = 0.0  # where it was hurried, and no freeze that was under way can undo that; 0: not known
         self._waiting_since: float | None = None
         self.gate = gate
         self.gated = Gated()
@@ -185,12 +190,18 @@ class Keeper(Tally):
         if haste is None:
             return False
         self._hurried_at = time.monotonic()  # before: it may be a while until this process is run again
+        self._runs_since = self._hurried_at if self.gate.state == FROZEN else 0.0
         try:
             haste()
         except OSError:
             self._hurried_at = 0.0
             return False
         return True
+
+    def arrived(self, at: float) -> None:
+        """At ``at`` a packet has come for which the target is thawed. Where it does not run, the packet waits."""
+        if not self.gate.open and self._arrived_at is None:
+            self._arrived_at = at
 
     def wake(self) -> None:
         """Have the server awake for something that nobody waits for; ``held`` keeps it so until ``ended``."""
@@ -212,6 +223,7 @@ class Keeper(Tally):
         if self.gate.failed(ticket, now):
             self.haste = None
             what = THAW if before == THAWING else FREEZE
+            self._hurried_at = self._runs_since = 0.0  # whatever that was, it did not last
             self._loop.soon(lambda: self.witness.failed(what, reason))
             self._compare(before, now)
 
@@ -229,9 +241,12 @@ class Keeper(Tally):
             ordered = self._ordered_at
             self._loop.soon(lambda: self.witness.frozen(now, now - ordered))
         elif before == THAWING and state == AWAKE:
-            since, self._waiting_since = self._waiting_since if self.gate.in_flight else None, None
+            since, runs_since = self._waiting_since if self.gate.in_flight else None, now
+            if self._arrived_at is not None:
+                since, runs_since = self._arrived_at, self._runs_since or now
+            self._waiting_since = self._arrived_at = None
             self.gated.release()
-            at, waited = self._ordered_at, None if since is None else now - since
+            at, waited = self._ordered_at, None if since is None else max(0.0, runs_since - since)
             self._loop.soon(lambda: self.witness.thawed(at, waited))
         self._set_alarm()
 
@@ -241,6 +256,7 @@ class Keeper(Tally):
         elif order.kind == FREEZE:
             self.gated.before_freeze()
             self._ordered_at, self._hurried_at, self.haste = time.monotonic(), 0.0, None
+            self._runs_since, self._arrived_at = 0.0, None
             self._driver.freeze(order.ticket)
         elif order.kind == THAW:
             self.haste = None

@@ -1,6 +1,7 @@
 """``run`` and ``attach`` with nothing before the server: what a user sees, and that nothing stays behind."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from freeze_proxy.freezers import cgroup
 from tests.local.test_attach import Targets
 from tests.support.ambience import need_ambient
 from tests.support.ports import LOOPBACK, answers, free_port
-from tests.support.proxies import SERVER, Proxies, Proxy
+from tests.support.proxies import SERVER, Event, Proxies, Proxy
 from tests.support.running import process_state
 from tests.support.wait import until
 
@@ -212,6 +214,34 @@ def test_a_server_that_daemonises_is_seen(proxies: Proxies, freezer: str) -> Non
         proxy.await_frozen()
         assert proxy.get("/x") == b"/x"
     proxy.end()
+
+
+@pytest.mark.parametrize("connections", ["kept", "new"])
+def test_how_long_a_client_waited_for_a_thaw_is_told(proxies: Proxies, tmp_path: Path, connections: str) -> None:
+    """From when its packet came, a SYN or a request's first bytes, until the server ran."""
+    report, rounds = tmp_path / "report.json", 3
+    proxy = ambient(proxies, options=("--report", str(report)))
+    with contextlib.ExitStack() as stack:
+        for number in range(rounds):
+            proxy.await_frozen()
+            sent = time.monotonic()
+            if number == 0 or connections == "new":
+                client = stack.enter_context(socket.create_connection((LOOPBACK, proxy.port), timeout=5))
+            client.sendall(REQUEST)
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+            answered = time.monotonic()
+            thawed = until(partial(_thawed_since, proxy, sent), "the thaw is told of")[0]
+            assert thawed["waited_us"] is not None
+            assert 0 < thawed["waited_us"] * 1e-6 < time.monotonic() - sent
+            assert thawed["monotonic"] < answered
+        proxy.await_frozen()
+    proxy.end()
+    assert json.loads(report.read_text())["thaw"]["count"] >= rounds
+
+
+def _thawed_since(proxy: Proxy, moment: float) -> list[Event]:
+    """Before that it may have been let run for its own sake, while a connection is kept."""
+    return [event for event in proxy.events("thawed") if event["monotonic"] > moment]
 
 
 def test_over_ipv6_a_server_is_woken_too(proxies: Proxies) -> None:

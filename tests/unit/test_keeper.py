@@ -19,11 +19,13 @@ class Hand(Driver):
     def __init__(self, story: list[str]) -> None:
         self.story = story
         self.freezes = self.thaws = "done"
+        self.hurries = True
         self.later: list[int] = []
 
     def freeze(self, ticket: int) -> None:
         self.story.append("freeze")
-        self.keeper.haste = lambda: self.story.append("hurry")
+        if self.hurries:
+            self.keeper.haste = lambda: self.story.append("hurry")
         self._answer(self.freezes, ticket)
 
     def thaw(self, ticket: int) -> None:
@@ -201,6 +203,65 @@ def test_it_stood_still_until_the_thaw_was_hurried(stage: Stage) -> None:
         stage.until(lambda number=number: len(stage.notes.thawed_at) > number)  # type: ignore[misc]
         assert before <= stage.notes.thawed_at[number] <= after
         stage.keeper.ended()
+
+
+@pytest.mark.parametrize(
+    ("hurries", "thaws", "during", "ends_with"),
+    [
+        (True, "done", FROZEN, "hurry"),
+        (False, "done", FROZEN, "order"),
+        (True, "later", FROZEN, "hurry"),
+        (False, "later", FROZEN, "answer"),
+        (True, "failed", FROZEN, "answer"),  # it seemed to run
+        (True, "later", FREEZING, "answer"),  # the freeze may have undone it
+        (False, "later", THAWING, "answer"),  # a thaw that nobody waited for was under way
+    ],
+)
+def test_a_packet_waits_from_when_it_came_until_the_target_runs(
+    stage: Stage, hurries: bool, thaws: str, during: str, ends_with: str
+) -> None:
+    """Whatever is in flight: what a SYN is for is not known yet."""
+    stage.hand.freezes = "later" if during == FREEZING else "done"
+    stage.hand.hurries, stage.hand.thaws = hurries, thaws
+    stage.keeper.ready()
+    stage.until_state(FREEZING if during == FREEZING else FROZEN)
+    if during == THAWING:
+        stage.keeper.wake()
+    came = time.monotonic() - 0.1
+    moments: dict[str, tuple[float, float]] = {}
+
+    def do(what: str, *calls: Callable[[], object]) -> None:
+        before = time.monotonic()
+        for call in calls:
+            call()
+        moments[what] = before, time.monotonic()
+        stage.run_for(0.002)
+
+    do("hurry", stage.keeper.hurry)
+    do("told", lambda: stage.keeper.arrived(came), lambda: stage.keeper.arrived(came + 0.05))
+    do("order", stage.keeper.wake, stage.keeper.held, stage.keeper.ended)
+    if thaws == "failed":
+        stage.hand.thaws = "done"
+        do("answer", lambda: stage.until_state(AWAKE))
+    elif thaws == "later":
+        do("answer", lambda: stage.keeper.done(stage.hand.later.pop()))
+    assert stage.gate.state == AWAKE
+    stage.until(lambda: bool(stage.notes.waits))
+    waited, (least, most) = stage.notes.waits[0], moments[ends_with]
+    assert waited is not None
+    assert least - came <= waited <= most - came
+
+
+def test_a_packets_wait_is_its_own_thaws_alone(stage: Stage) -> None:
+    stage.keeper.arrived(stage.loop.now)  # awake, it does not wait
+    stage.keeper.ready()
+    for number in range(4):
+        stage.until_state(FROZEN)
+        if number % 2:
+            stage.keeper.arrived(time.monotonic())
+        stage.keeper.wake()
+        stage.until(lambda number=number: len(stage.notes.waits) > number)  # type: ignore[misc]
+    assert [waited is None for waited in stage.notes.waits] == [True, False, True, False]
 
 
 def test_nothing_happens_before_the_server_is_ready(stage: Stage) -> None:

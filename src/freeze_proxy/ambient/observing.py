@@ -4,13 +4,12 @@ Nothing of this is on a request's path. Records are read in batches: while there
 there are none, the watch is armed and the next one wakes the loop. Before the gate decides, all that has come is read.
 """
 
-import struct
 import time
 from collections.abc import Callable
 from functools import partial
 
 from freeze_proxy.ambient.conversations import Conversations
-from freeze_proxy.ambient.program import DATAGRAM, KIND_AT, WAKES
+from freeze_proxy.ambient.program import DATAGRAM, KIND_AT, WAKES, came_at
 from freeze_proxy.ambient.sockets import Seen, Sockets
 from freeze_proxy.ambient.stillness import Stillness
 from freeze_proxy.ambient.watcher import Watch, Watcher
@@ -19,7 +18,6 @@ from freeze_proxy.gate import FROZEN
 from freeze_proxy.keeper import Gated, Keeper
 from freeze_proxy.loop import EDGE, READ, Loop
 
-_TIME = struct.Struct("=Q")
 RING_SIZE = 4 << 20
 """Bytes: what comes while this process does not get its turn for a while is to find room."""
 LEAST_PAUSE, MOST_PAUSE = 0.0005, 0.02
@@ -155,9 +153,10 @@ class Observing(Gated):
             return
         self._handed += 1
         kind = record[KIND_AT]
-        self._loop.now = at = _TIME.unpack_from(record)[0] * 1e-9  # when it came: graces begin then
+        self._loop.now = at = came_at(record)  # when it came: graces begin then
         if kind & WAKES:
             self._active_at = at
+            self._keeper.arrived(at)
         if kind & DATAGRAM:
             self._datagrams = True
         self.conversations.told(record)
@@ -170,11 +169,13 @@ class Observing(Gated):
         self._turn_is_due = False
         self._on_records()
 
-    def _told_of_any(self, _record: bytes | None) -> None:
+    def _told_of_any(self, record: bytes | None) -> None:
+        if record is not None:
+            self._keeper.arrived(came_at(record))
         self._touch()
 
     def _touch(self) -> None:
-        """Have it awake for a grace. No request waits for this, so it is not counted as a wait."""
+        """Have it awake for a grace. What waits for this, if anything, is a packet that has been told of."""
         self._keeper.wake()
         self._keeper.held()
         self._keeper.ended()

@@ -13,6 +13,7 @@ Its type is cgroup_skb: it is called where the packet begins with its IP header,
 """
 
 import socket
+import struct
 
 from freeze_proxy.ambient.assembly import Program, Register, r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10
 from freeze_proxy.ambient.bpf import INGRESS
@@ -30,6 +31,7 @@ HEADER = "=QIIIHBB16s16sHHI"
 TCP flags, remote and local address (IPv4: the first four bytes), remote and local port in network order, the number
 of the piece where a packet's bytes come in several records."""
 HEADER_SIZE = 64
+_TIME = struct.Struct("=Q")
 _AT, _SLOT, _SEQUENCE, _LENGTH, _COPIED, _KIND, _FLAGS = 0, 8, 12, 16, 20, 22, 23
 KIND_AT = _KIND
 _REMOTE, _LOCAL, _REMOTE_PORT, _LOCAL_PORT, _PIECE = 24, 40, 56, 58, 60
@@ -65,6 +67,12 @@ _EXTENSIONS = (0, 43, 60)
 _H = -HEADER_SIZE  # the record's header is made on the stack, which ends at r10
 _ROUND = _H - 8  # and below it the number of the piece
 _TRANSPORT = _ROUND - 8 - 24  # below that a record's address, and the header of TCP or UDP
+
+
+def came_at(record: bytes) -> float:
+    """Seconds of the monotonic clock."""
+    nanoseconds: int = _TIME.unpack_from(record, _AT)[0]
+    return nanoseconds * 1e-9
 
 
 def program(

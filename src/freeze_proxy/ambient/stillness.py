@@ -118,7 +118,7 @@ class Stillness:
         if not seen.listens:
             self._await_listener()
         elif seen.waiting and (seconds := self._waits_for(seen.waiting)) is not None:
-            self._keeper.wake()
+            self._wake()
             self._keeper.held()
             self._loop.at(time.monotonic() + seconds, self._keeper.ended)
         else:
@@ -144,11 +144,16 @@ class Stillness:
 
     def _breathe(self) -> None:
         self._timer = None
+        self._wake()
+
+    def _wake(self) -> None:
+        """No request waits for this. One that has just come does, and its wait is counted: it is told of before."""
+        self._keeper.gated.catch_up()
         self._keeper.wake()
 
     def _touch(self) -> None:
-        """Have it awake for a grace. No request waits for this, so it is not counted as a wait."""
-        self._keeper.wake()
+        """Have it awake for a grace."""
+        self._wake()
         self._keeper.held()
         self._keeper.ended()
 
@@ -158,7 +163,7 @@ class Stillness:
         if not self._pinned:
             self._pinned = True
             self._keeper.pin()
-        self._keeper.wake()
+        self._wake()
         self._listener_later(LISTENER_PERIOD)
 
     def _listener_later(self, period: float) -> None:

@@ -103,7 +103,7 @@ _FAMILIES: tuple[tuple[str, str, str, tuple[tuple[str, Reader], ...]], ...] = (
     ("frozen_seconds_total", "counter", "For how long it stood still, up to the last thaw",
      (("", _of_seconds("frozen_seconds")),)),
 )  # fmt: skip
-_WAIT = ("wait_seconds", "From the first byte that was held for a thaw until it might pass")
+_WAIT = ("wait_seconds", "From the first byte that had to wait for a thaw until it might pass")
 
 
 class _Said:

@@ -185,7 +185,7 @@ class TextReporter(Reporter):
 
     def thawed(self, at: float, waited: float | None) -> None:
         """Says so."""
-        self._say("thawed" if waited is None else f"thawed, a request waited {waited * 1e3:.2f} ms")
+        self._say("thawed" if waited is None else f"thawed, a client waited {waited * 1e3:.2f} ms")
 
     def failed(self, what: str, reason: str) -> None:
         """Says why."""

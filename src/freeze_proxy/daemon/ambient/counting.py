@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from freeze_proxy.ambient import Watch
 from freeze_proxy.ambient.conversations import FIELDS, FIELDS_AT, KEY
-from freeze_proxy.ambient.program import ENDS, KIND_AT, SYN, WAKES
+from freeze_proxy.ambient.program import ENDS, KIND_AT, SYN, WAKES, came_at
 from freeze_proxy.ambient.sockets import Sockets
 from freeze_proxy.ambient.stillness import Stillness
 from freeze_proxy.daemon.ambient.idle import Proof
@@ -110,13 +110,15 @@ class Counting(Gated):
             return
         self._turns.begin()
         if record is not None:
+            at = came_at(record)
+            self._keeper.arrived(at)
             if _only_opens(record):
                 # Nothing can be in flight by that alone. What may come on it is told of, too: see `release`.
                 self._visits.opened(record[KEY])
                 self._seen += 1
                 self._keeper.wake()
                 return
-            self._turns.now = int.from_bytes(record[:8], "little") * 1e-9  # since then somebody waits
+            self._turns.now = at  # graces begin then
             if self._visits.visited(record[KEY]):
                 self._seen += 1
                 self._hold_for_visits()
