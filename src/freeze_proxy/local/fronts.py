@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from freeze_proxy.ambient.observing import Observing
-from freeze_proxy.ambient.sockets import Sockets
 from freeze_proxy.keeper import Keeper
+from freeze_proxy.local.sockets import SocketsAside
 from freeze_proxy.loop import Loop
 from freeze_proxy.relay import Relay
 from freeze_proxy.settings import written
@@ -84,6 +84,7 @@ class AmbientFront(Front):
 
     def __init__(self, loop: Loop, keeper: Keeper, seat: Seat, grace: float, on_loss: Callable[[], None]) -> None:
         """``on_loss`` is called when packets came faster than they could be looked at. Raises ``FreezeError``."""
+        self._loop = loop
         self._keeper = keeper
         self._seat = seat
         self._observing = Observing(
@@ -92,7 +93,7 @@ class AmbientFront(Front):
 
     def start(self, target: Address, idle_stream: float | None) -> str:
         """From now on what has been seen counts."""
-        self._observing.start(Sockets((self._seat.port,), self._seat.pid), idle_stream)
+        self._observing.start(SocketsAside(self._loop, (self._seat.port,), self._seat.pid), idle_stream)
         self._keeper.requests = 0  # those so far were ours, to see whether it is ready
         return written(target)
 
