@@ -1,5 +1,6 @@
 """What /proc knows of processes: who descends from whom, who stands still, how much CPU they used (proc(5))."""
 
+import contextlib
 import os
 import signal
 
@@ -148,12 +149,20 @@ class Pending:
         """
         status = os.pread(self._fd, _USUAL, 0)
         if len(status) == _USUAL:
-            status = os.pread(self._fd, _LONGEST, 0)
+            status += os.pread(self._fd, _LONGEST, _USUAL)  # the kernel has the rest ready
+            self._open_anew()
         return bool((_mask(status, b"\nSigPnd:\t") | _mask(status, b"\nShdPnd:\t")) & _ENDINGS)
 
     def close(self) -> None:
         """Gives it back."""
         os.close(self._fd)
+
+    def _open_anew(self) -> None:
+        """The same process's: as long as it is open, the kernel keeps memory for all that was read at once."""
+        with contextlib.suppress(OSError):
+            fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+            os.close(self._fd)
+            self._fd = fd
 
 
 def asked_to_end(pid: int) -> bool:
