@@ -35,6 +35,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import httptools
 
+from freeze_proxy.beats import next_beat
 from freeze_proxy.control.messages import MOST_BODY, MOST_HEAD
 
 PATIENCE = 10.0
@@ -563,7 +564,7 @@ class Server:
     async def _sweep(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             while True:
-                await asyncio.sleep(PATIENCE / 10)
+                await next_beat(PATIENCE / 10)
                 now = time.monotonic()
                 for connection in list(self.connections):
                     connection.look(now)

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from freeze_proxy.apiserver import ApiServer, NotConfigured
+from freeze_proxy.beats import next_beat
 from freeze_proxy.control.server import Server
 from freeze_proxy.daemon import places
 from freeze_proxy.daemon.cri import Runtime, RuntimeAway
@@ -168,11 +169,11 @@ class Daemon:
     async def _beat(self) -> None:
         while True:
             self._line.beat()
-            await asyncio.sleep(PULSE_EVERY)
+            await next_beat(PULSE_EVERY)
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(_SWEEP_EVERY)
+            await next_beat(_SWEEP_EVERY)
             await self._pods.sweep()
             await self._sidecars.sweep()
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from freeze_proxy.beats import next_beat
 from freeze_proxy.control.messages import AWAKE, FROZEN, THROTTLED
 from freeze_proxy.daemon.journal import Entry, Journal, Record
 from freeze_proxy.daemon.pods import Container, Pod
@@ -333,7 +334,7 @@ class Freezing:
         Nothing tells of a signal that waits. Of so many pods all are looked at each second, of more in turn.
         """
         while True:
-            await asyncio.sleep(_WATCH_EVERY)
+            await next_beat(_WATCH_EVERY)
             async for ward in self._watched.turn():
                 for key, target in list(ward.targets.items()):
                     if ward.targets.get(key) is target and not self._look(ward, target):

@@ -10,6 +10,7 @@ from lightkube.resources.core_v1 import Namespace, Pod
 from freeze_proxy.ambient import Watcher
 from freeze_proxy.ambient.observing import OUT_OF_THE_WAY
 from freeze_proxy.apiserver import ApiServer
+from freeze_proxy.beats import next_beat
 from freeze_proxy.daemon.ambient import wishes
 from freeze_proxy.daemon.ambient.pod import AmbientPod, Tools
 from freeze_proxy.daemon.ambient.statistics import Statistics
@@ -75,7 +76,7 @@ class Ambient:
         try:
             turn = 0
             while True:
-                await asyncio.sleep(_LOOK_EVERY)
+                await next_beat(_LOOK_EVERY)
                 turn += 1
                 if turn % _READ_DEFAULTS_EVERY == 0:
                     self._look_at_defaults()
