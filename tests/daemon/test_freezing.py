@@ -345,6 +345,64 @@ def test_one_that_is_asked_to_end_is_thawed_with_its_pod(tmp_path: Path, monkeyp
     asyncio.run(scene())
 
 
+def test_who_has_not_stirred_since_it_stood_still_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WATCH_EVERY", 0.005)
+    stirred: list[bool] = []
+    one, two = Mock(), Mock()
+    for pending in (one, two):
+        pending.ask_to_end.return_value = False
+        pending.stirred.side_effect = lambda: bool(stirred)
+    made = iter((one, two))
+    monkeypatch.setattr(processes, "Pending", lambda _pid: next(made))
+
+    async def scene() -> None:
+        stage = Stage(tmp_path)
+        stage.one.stirs = True
+        watching = asyncio.create_task(stage.freezing.watch())
+        await stage.freeze()
+        await until(lambda: two.ask_to_end.call_count > 5)
+        assert one.ask_to_end.call_count == 1
+        stirred.append(True)
+        await until(lambda: one.ask_to_end.call_count > 5)
+        stirred.clear()
+        one.ask_to_end.return_value = True  # of which it is told nothing
+        await until(lambda: one.stirred.call_count > 20)
+        assert stage.frozen() == ["one", "two"]
+        stirred.append(True)
+        await until(lambda: not stage.frozen())
+        watching.cancel()
+
+    asyncio.run(scene())
+
+
+def test_who_did_not_stand_still_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else has thawed it, and it sleeps."""
+    monkeypatch.setattr(module, "_WATCH_EVERY", 0.005)
+    pending = Mock()
+    pending.ask_to_end.return_value = pending.stirred.return_value = False
+    monkeypatch.setattr(processes, "Pending", lambda _pid: pending)
+
+    async def scene() -> None:
+        stage = Stage(tmp_path)
+        stage.freezing._patience = 60.0
+        stage.one.stirs = True
+        await stage.freeze(names=("1",))
+        watching = asyncio.create_task(stage.freezing.watch())
+        await until(lambda: pending.stirred.call_count > 5)
+        assert pending.ask_to_end.call_count == 1
+        stage.one.ordered, pending.stirred.return_value = False, True
+        await until(lambda: pending.ask_to_end.call_count == 2)
+        pending.stirred.return_value = False
+        await until(lambda: pending.ask_to_end.call_count > 5)
+        pending.ask_to_end.return_value = True
+        await until(lambda: not stage.freezing.frozen())
+        watching.cancel()
+
+    asyncio.run(scene())
+
+
 def test_what_somebody_else_has_thawed_is_not_frozen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WATCH_EVERY", 0.01)
 

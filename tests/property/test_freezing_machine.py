@@ -94,7 +94,9 @@ class Fake(Freezer):
 
     kind = "fake"
 
-    def __init__(self, name: str, quick: bool) -> None:
+    def __init__(self, name: str, quick: bool, stirs: bool = False) -> None:
+        self.stirs = stirs
+        self.stirred = 0  # how often it has
         self.where = name
         self.way = (self.kind, name)
         self.quick = quick
@@ -125,6 +127,7 @@ class Fake(Freezer):
     def thaw(self) -> None:
         self._called("thaw")
         self.ordered = False
+        self.stirred += 1
 
 
 class Order:
@@ -161,16 +164,23 @@ class FreezingMachine(RuleBasedStateMachine):
             patch.start()
 
     def _pending(self, pid: int) -> Any:
+        seen = -1
+
         def ask_to_end() -> bool:
+            nonlocal seen
             if not self.fakes[NAMES[pid]].there:
                 raise ProcessLookupError
+            seen = self.fakes[NAMES[pid]].stirred
             return pid in self.asked_to_end
 
-        return mock.Mock(ask_to_end=ask_to_end)
+        return mock.Mock(ask_to_end=ask_to_end, stirred=lambda: seen != self.fakes[NAMES[pid]].stirred)
 
-    @initialize(quick=st.tuples(st.booleans(), st.booleans(), st.booleans()))
-    def begin(self, quick: tuple[bool, bool, bool]) -> None:
-        self.fakes = {name: Fake(name, its) for name, its in zip(NAMES, quick, strict=True)}
+    @initialize(
+        quick=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+        stirs=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    )
+    def begin(self, quick: tuple[bool, bool, bool], stirs: tuple[bool, bool, bool]) -> None:
+        self.fakes = {name: Fake(name, *its) for name, *its in zip(NAMES, quick, stirs, strict=True)}
         choose: Callable[[str, int, str], Freezer] = lambda id, _pid, _mode: self.fakes[id]  # noqa: E731
         self.containers = {name: Container(name, name, pid, choose) for pid, name in enumerate(NAMES)}
         self.pod = Pod("uid", "ns", "pod", self.containers.values())
@@ -275,10 +285,12 @@ class FreezingMachine(RuleBasedStateMachine):
     def take_hold(self, name: str, stands: bool) -> None:
         self.fakes[name].stands = stands
         self.fakes[name].held &= stands
+        self.fakes[name].stirred += 1
 
     @rule(name=st.sampled_from(NAMES))
     def end(self, name: str) -> None:
         self.fakes[name].there = self.fakes[name].ordered = False
+        self.fakes[name].stirred += 1
 
     @rule(which=st.integers(0, 7), turns=st.integers(0, 3))
     def finish(self, which: int, turns: int) -> None:
@@ -293,6 +305,7 @@ class FreezingMachine(RuleBasedStateMachine):
         if self.newest is not None and name in self._frozen():
             self.newest = None
             self.asked_to_end.add(NAMES.index(name))
+            self.fakes[name].stirred += 1
             self.settle()
             self.asked_to_end.clear()
 

@@ -81,10 +81,11 @@ class Observer:
 class Target:
     """One container that has been frozen at least once, by one freezer.
 
-    ``frozen``: as far as we know; ``since``: the epoch of the order by which it is.
+    ``frozen``: as far as we know; ``since``: the epoch of the order by which it is. ``stood``: it stood still at the
+    last look, and would stir if that were over, or a signal came that it does not block.
     """
 
-    __slots__ = ("_lock", "_pending", "entry", "freezer", "frozen", "record", "since", "state")
+    __slots__ = ("_lock", "_pending", "entry", "freezer", "frozen", "record", "since", "state", "stood")
 
     def __init__(self, record: Record, freezer: Freezer, entry: Entry, state: str, lock: asyncio.Lock) -> None:
         self.record = record
@@ -93,6 +94,7 @@ class Target:
         self.state = state
         self.frozen = entry.frozen
         self.since = 0
+        self.stood = False
         self._lock = lock
         self._pending: processes.Pending | None = None
 
@@ -138,6 +140,10 @@ class Target:
             raise Gone(f"There is no process {self.record.pid}.") from error
         except OSError:
             return False  # it may not be seen, or there are no descriptors left
+
+    def stirred(self) -> bool:
+        """Whether there may be something new about it since a look that found that it ``stood``."""
+        return not self.stood or self._pending is None or self._pending.stirred()
 
     def close(self) -> None:
         """Give back what is held of it."""
@@ -186,6 +192,10 @@ class Ward:
     def lock(self, id: str) -> asyncio.Lock:
         """Of a container."""
         return self.locks.setdefault(id, asyncio.Lock())
+
+    def rests(self) -> bool:
+        """Whether its last order is long ago."""
+        return asyncio.get_running_loop().time() - self.since > _REMEMBERED
 
     def held(self) -> list[Target]:
         """What is frozen of it."""
@@ -339,8 +349,7 @@ class Freezing:
                 for key, target in list(ward.targets.items()):
                     if ward.targets.get(key) is target and not self._look(ward, target):
                         self._strike(ward, target)
-                long_ago = asyncio.get_running_loop().time() - ward.since > _REMEMBERED
-                if not ward.targets and ward.lease is None and long_ago and self._wards.get(ward.uid) is ward:
+                if not ward.targets and ward.lease is None and self._wards.get(ward.uid) is ward and ward.rests():
                     del self._wards[ward.uid]
 
     async def close(self, why: str = SHUTDOWN) -> None:
@@ -488,6 +497,9 @@ class Freezing:
         try:
             if not target.frozen:
                 return target.freezer.alive() if target.freezer.quick else processes.stat(target.record.pid) is not None
+            if not target.stirred():
+                return True
+            target.stood = False
             try:
                 asked = target.asked_to_end()
             except Gone:
@@ -497,6 +509,8 @@ class Freezing:
             # While a freeze is under way it is not expected to stand still.
             if target.freezer.quick and not target.freezer.still():
                 self._soon(self._look_again(ward, target, ward.epoch), self._doubts)
+            else:
+                target.stood = target.freezer.stirs
         except Gone:
             return False
         except FreezeError as error:

@@ -39,14 +39,15 @@ class NoContainer(Exception):
 
 
 class Container:
-    """One running container: ``id``, ``name`` in its pod, and ``pid`` of its main process."""
+    """One running container: ``id``, ``name`` in its pod, whose UID is ``pod``, and ``pid`` of its main process."""
 
-    __slots__ = ("_choose", "_freezers", "id", "name", "pid")
+    __slots__ = ("_choose", "_freezers", "id", "name", "pid", "pod")
 
-    def __init__(self, id: str, name: str, pid: int, choose: Choose) -> None:
+    def __init__(self, id: str, name: str, pid: int, choose: Choose, pod: str = "") -> None:
         self.id = id
         self.name = name
         self.pid = pid
+        self.pod = pod
         self._choose = choose
         self._freezers: dict[str, Freezer] = {}
 
@@ -213,13 +214,18 @@ class Pods:
             if self._pods.get(pod.uid) is pod and self._stale(pod):
                 self.forget(pod.uid)
         async for container in self._containers_in_turn.turn():
-            # Nothing is left in it that could be frozen; a look-up may have been quicker, and thinks otherwise.
-            if self._containers.get(container.id) is container and not container.alive():
+            # Nothing is left in it that could be frozen. Of a pod that is known, all have just been seen alive.
+            if self._containers.get(container.id) is container and not self._seen(container) and not container.alive():
                 self._containers.pop(container.id).close()
         now = self._clock()
         for uid, (until, _) in list(self._absent.items()):
             if now >= until:
                 del self._absent[uid]
+
+    def _seen(self, container: Container) -> bool:
+        """Whether it is looked at together with its pod."""
+        pod = self._pods.get(container.pod)
+        return pod is not None and pod.containers.get(container.name) is container
 
     def _stale(self, pod: Pod) -> bool:
         return (
@@ -266,7 +272,7 @@ class Pods:
         for running in sandbox.containers:
             container = self._containers.get(running.id)
             if container is None:
-                container = Container(running.id, running.name, running.pid, self._choose)
+                container = Container(running.id, running.name, running.pid, self._choose, sandbox.uid)
                 self._containers[running.id] = container
             containers.append(container)
         pod = Pod(

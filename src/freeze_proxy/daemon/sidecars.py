@@ -159,7 +159,8 @@ class Sidecars:
         """Forget those who are gone, whoever holds their connection. To be called every few seconds."""
         async for said in self._in_turn.turn():
             uid = said.pod.uid
-            if self._said.get(uid) is said and not said.pod.alive() and self._pods.known(uid) in (None, said.pod):
+            # Whoever is known is alive, or will soon be forgotten.
+            if self._said.get(uid) is said and self._pods.known(uid) is None and not said.pod.alive():
                 del self._said[uid]
 
     async def text(self) -> bytes:

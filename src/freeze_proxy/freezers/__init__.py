@@ -27,6 +27,8 @@ class Freezer:
     """Whether ``cpu_seconds`` takes a few microseconds only."""
     haste: Callable[[], object] | None = None
     """``thaw`` in as few steps as there can be, for whoever will call ``thaw`` a moment later. Raises ``OSError``."""
+    stirs = False
+    """Whether a process that stands still uses CPU time when a signal comes that it does not block."""
 
     def freeze(self) -> bool:
         """Begin to freeze; returns whether the target stands still already."""

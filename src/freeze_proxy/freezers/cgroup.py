@@ -85,10 +85,15 @@ class _Files:
 
 
 class Cgroup2Freezer(Freezer):
-    """Freezes a cgroup of the v2 hierarchy, with all below it."""
+    """Freezes a cgroup of the v2 hierarchy, with all below it.
+
+    A signal wakes a process in it, that finds it is to stand still and goes on doing so (``do_freezer_trap`` in the
+    kernel's kernel/signal.c).
+    """
 
     kind = "cgroup2"
     cpu_is_quick = True
+    stirs = True
 
     def __init__(self, path: str) -> None:
         self.where = path

@@ -91,6 +91,7 @@ class AmbientPod:
         self._commands: Timer | None = None
         self._attaching: asyncio.Task[None] | None = None
         self._looks = 0
+        self._numbers_hold = False  # they were brought up to date since it stands still
         self._looking: asyncio.Task[None] | None = None
         self.trouble = "It is being looked for."
 
@@ -122,7 +123,8 @@ class AmbientPod:
             return
         if self._tools.pods.known(self.wish.uid) is not self._pod:
             self.again()
-        elif isinstance(self._source, Observing):
+        elif isinstance(self._source, Observing) and not (self.frozen and self._numbers_hold):
+            self._numbers_hold = self.frozen  # nothing more is counted before it runs
             self._turns.begin()
             self._numbers.requests(self._keeper.requests, self._keeper.in_flight_seconds())
             if self._keeper.requests and not self._keeper.gate.in_flight:
@@ -314,6 +316,7 @@ class AmbientPod:
 
     def stands_still(self) -> None:
         """The freeze is done."""
+        self._numbers_hold = False
         self._turns.begin()
         if self._source is not None:
             if self._keeper.gate.state == FROZEN and self._commands_run():
