@@ -184,11 +184,11 @@ class Keeper(Tally):
     def hurry(self) -> bool:
         """What is told soon will lead to a thaw, for which somebody waits: let the target run before it is thought of.
 
-        Returns whether it may have stood still. What goes wrong shows in the thaw.
+        Returns whether it runs; if not, the thaw is to be ordered without delay.
         """
         haste, self.haste = self.haste, None
         if haste is None:
-            return False
+            return self.gate.open or self._hurried_at > 0
         self._hurried_at = time.monotonic()  # before: it may be a while until this process is run again
         self._runs_since = self._hurried_at if self.gate.state == FROZEN else 0.0
         try:

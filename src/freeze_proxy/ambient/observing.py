@@ -185,14 +185,16 @@ class Observing(Gated):
         return self._handed + self.watch.lost != self.watch.packets
 
     def _on_packets(self, _events: int) -> None:
-        """One that stands still is let run, and has some time to itself before its packets are thought about."""
-        if self._keeper.haste is None:
+        """One that stands still is let run. Before its packets are thought about, a server has some time to itself."""
+        if self._keeper.haste is not None:
+            for watch in self._watches:
+                watch.disarm()
+            runs = self._keeper.hurry()
+            self._loop.at(time.monotonic() + (OUT_OF_THE_WAY if runs else 0.0), self._on_hastened)
+        elif self._keeper.gate.open and self.watch.armed:
+            self._poll_later()
+        else:
             self._on_records()
-            return
-        for watch in self._watches:
-            watch.disarm()
-        hurried = self._keeper.hurry()
-        self._loop.at(time.monotonic() + (OUT_OF_THE_WAY if hurried else 0.0), self._on_hastened)
 
     def _on_hastened(self) -> None:
         self._on_records()

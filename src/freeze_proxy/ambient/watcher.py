@@ -25,7 +25,7 @@ Told = Callable[[bytes | None], None]
 
 
 Hurry = Callable[[], bool]
-"""Lets the server run, in microseconds, if it may stand still: whether it may have. See ``Keeper.hurry``."""
+"""Lets the server run, if it takes microseconds, and returns whether it runs: ``Keeper.hurry``."""
 
 
 def _nobody(_record: bytes | None) -> None:
@@ -33,7 +33,7 @@ def _nobody(_record: bytes | None) -> None:
 
 
 def _unhurried() -> bool:
-    """Leaves it to whoever is told."""
+    """Leaves it to who is told."""
     return False
 
 
@@ -109,17 +109,18 @@ class Watcher:
         return watch
 
     def hasten(self) -> bool:
-        """Let run at once whom a packet wakes; whether ``read``, which tells, had better be called a little later.
+        """Let run at once whom a packet wakes; returns whether they all run.
 
-        Whoever thinks about packets takes a processor that a server wants which has just been let run.
+        Then ``read``, which tells, had better be called a little later: whoever thinks about packets takes a processor
+        that their servers want now.
         """
-        hurry, slot_of, later = self._hurry, _NUMBER.unpack_from, bool(self._aside)
+        hurry, slot_of, run = self._hurry, _NUMBER.unpack_from, True
         records = self._ring.take()
         for record in records:
-            if record[program.KIND_AT] & program.WAKES and hurry[slot_of(record, 8)[0]]():
-                later = True
+            if record[program.KIND_AT] & program.WAKES and not hurry[slot_of(record, 8)[0]]():
+                run = False
         self._aside += records
-        return later
+        return run
 
     def read(self) -> int:
         """Hand out what has been told; returns how many records that were. There may be more when it returns."""
