@@ -203,7 +203,7 @@ def test_it_is_not_frozen_before_it_is_ready_nor_after(make: Make) -> None:
 
 def test_one_with_a_startup_probe_is_frozen_after_its_first_request(make: Make) -> None:
     pod = make(period=1.0)  # a shorter report is missed when nobody asks in its time
-    pod.facts["spec"]["containers"][0]["startupProbe"] = {"tcpSocket": {"port": 8080}}
+    pod.facts["spec"]["containers"][0]["startupProbe"] = {"tcpSocket": {"port": PORT}}
     with pod:
         until(lambda: pod.queue.asked >= 3, "queue-proxy has said that nothing is in flight")
         assert not pod.server.stands_still(0.5)

@@ -15,7 +15,8 @@ from tests.support.node import NAME
 from tests.support.queue_proxies import QueueProxy
 
 ATTACH = "freeze.extensions.knative.dev/attach"
-PORT = 8080
+PORT = 10_000 + os.getpid() * 2 % 20_000
+"""Pods of tests that run beside these share the network, and whoever listens on a port counts as one of the pod."""
 _numbers = itertools.count()
 
 
@@ -51,7 +52,7 @@ class AmbientPod:
     ) -> None:
         self.ip = address()
         self._api_server = api_server
-        self.queue = QueueProxy(self.ip, period)
+        self.queue = QueueProxy(self.ip, PORT, period)
         names = {"user-container": serving(self.ip, serve)} | ({"queue-proxy": TICK} if queue_proxy else {})
         self.pod = kubelet.pod(names, runtime)
         self.server = self.pod["user-container"]

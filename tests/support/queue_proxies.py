@@ -53,10 +53,11 @@ class Stats:
 
 
 class QueueProxy:
-    """Serves at an address of its own, beside the server at port 8080 there; in a ``with``."""
+    """Serves at an address of its own, beside the server at ``port`` there; in a ``with``."""
 
-    def __init__(self, ip: str, period: float = 1.0) -> None:
+    def __init__(self, ip: str, port: int, period: float = 1.0) -> None:
         self.ip = ip
+        self._server_port = port
         self.asked = 0
         self.broken = False
         self._lock = threading.Lock()
@@ -106,7 +107,7 @@ class QueueProxy:
     def past(self, path: str = "/", within: float = 10.0) -> tuple[int, float]:
         """One that queue-proxy does not count, like its probes."""
         began = time.monotonic()
-        connection = http.client.HTTPConnection(self.ip, 8080, timeout=within)
+        connection = http.client.HTTPConnection(self.ip, self._server_port, timeout=within)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
