@@ -1,6 +1,7 @@
 """What is remembered of pods, with a runtime that says what the test wants and counts how often it is asked."""
 
 import asyncio
+import os
 import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -15,7 +16,8 @@ from freeze_proxy.daemon import places
 from freeze_proxy.daemon import pods as pods_module
 from freeze_proxy.daemon.cri import Lister, Running, RuntimeAway, Sandbox
 from freeze_proxy.daemon.pods import Container, NoContainer, NoPod, Pod, Pods
-from freeze_proxy.freezers import FreezeError, Freezer, Gone
+from freeze_proxy.freezers import FreezeError, Freezer, Gone, cgroup
+from tests.support.proxies import need_freezer
 
 UID = "0b7e5a1c-6c55-4f0e-9a57-1d5e8c0f3a11"
 
@@ -58,8 +60,10 @@ class Stub(Freezer):
         self.mode = mode
         self.closed = False
         self.lives: bool | FreezeError = True
+        self.looks = 0
 
     def alive(self) -> bool:
+        self.looks += 1
         if isinstance(self.lives, FreezeError):
             raise self.lives
         return self.lives
@@ -359,6 +363,42 @@ def test_what_lives_is_kept(setting: Setting) -> None:
         assert not setting.made[0].closed
 
     run(work)
+
+
+def test_each_container_is_looked_at_once_a_sweep_whether_its_pod_is_known_or_not(setting: Setting) -> None:
+    async def work() -> None:
+        setting.runtime.has("a", "b")
+        found = await setting.pods.find(UID)
+        for container in found.containers.values():
+            container.freezer("freeze")
+        for looks, known in enumerate((True, False, True), 1):
+            if not known:
+                setting.pods.forget(UID)
+            elif setting.pods.known(UID) is None:
+                await setting.pods.find(UID)
+            await setting.pods.sweep()
+            assert [stub.looks for stub in setting.made] == [looks, looks]
+
+    run(work)
+
+
+def test_the_cgroups_beside_a_container_are_counted() -> None:
+    """Whatever becomes of the pod's own, and nothing stays open."""
+    need_freezer("cgroup2")
+    opened = len(os.listdir("/proc/self/fd"))
+    pod = cgroup.create("cgroup2", f"freeze-proxy-test-{os.getpid()}-pod")
+    Path(pod, "one").mkdir()
+    neighbourhood = places.Neighbourhood(pod)
+    assert not neighbourhood.changed()
+    Path(pod, "two").mkdir()
+    assert neighbourhood.changed()
+    Path(pod, "two").rmdir()
+    assert not neighbourhood.changed()
+    assert cgroup.remove(pod)
+    assert neighbourhood.changed()
+    neighbourhood.close()
+    neighbourhood.close()
+    assert len(os.listdir("/proc/self/fd")) == opened
 
 
 def test_a_pod_with_a_dead_container_is_forgotten_and_only_that_one_is_given_back(setting: Setting) -> None:

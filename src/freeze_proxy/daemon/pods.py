@@ -39,15 +39,14 @@ class NoContainer(Exception):
 
 
 class Container:
-    """One running container: ``id``, ``name`` in its pod, whose UID is ``pod``, and ``pid`` of its main process."""
+    """One running container: ``id``, ``name`` in its pod, and ``pid`` of its main process."""
 
-    __slots__ = ("_choose", "_freezers", "id", "name", "pid", "pod")
+    __slots__ = ("_choose", "_freezers", "id", "name", "pid")
 
-    def __init__(self, id: str, name: str, pid: int, choose: Choose, pod: str = "") -> None:
+    def __init__(self, id: str, name: str, pid: int, choose: Choose) -> None:
         self.id = id
         self.name = name
         self.pid = pid
-        self.pod = pod
         self._choose = choose
         self._freezers: dict[str, Freezer] = {}
 
@@ -110,6 +109,12 @@ class Pod:
         """Whether anybody is left in one of its containers. Takes microseconds for each."""
         return any(container.alive() for container in self.containers.values())
 
+    def close(self) -> None:
+        """Give back what is held to see whether it has changed; its containers stay as they are."""
+        if self.neighbourhood is not None:
+            self.neighbourhood.close()
+            self.neighbourhood = None
+
     def expect(self, namespace: str, name: str) -> None:
         """Raise ``NoPod`` unless these, as far as they are given, are its namespace and its name."""
         if (namespace and namespace != self.namespace) or (name and name != self.name):
@@ -171,7 +176,8 @@ class Pods:
         self._lookups: dict[str, asyncio.Task[Pod]] = {}
         self._places = asyncio.Semaphore(_MOST_LOOKUPS)
         self._pods_in_turn = Rounds(self._pods.values, _SWEPT)
-        self._containers_in_turn = Rounds(self._containers.values, _SWEPT)
+        self._strays: dict[str, Container] = {}  # containers of no known pod; the others are looked at with theirs
+        self._strays_in_turn = Rounds(self._strays.values, _SWEPT)
 
     def __len__(self) -> int:
         return len(self._pods)
@@ -206,26 +212,25 @@ class Pods:
 
     def forget(self, uid: str) -> None:
         """Something about the pod is no longer true: look it up anew when it is next asked for."""
-        self._pods.pop(uid, None)
+        pod = self._pods.pop(uid, None)
+        if pod is not None:
+            self._strays |= {container.id: container for container in pod.containers.values()}
+            pod.close()
 
     async def sweep(self) -> None:
         """Forget what is no longer true. To be called every few seconds; holds nobody else up."""
         async for pod in self._pods_in_turn.turn():
             if self._pods.get(pod.uid) is pod and self._stale(pod):
                 self.forget(pod.uid)
-        async for container in self._containers_in_turn.turn():
-            # Nothing is left in it that could be frozen. Of a pod that is known, all have just been seen alive.
-            if self._containers.get(container.id) is container and not self._seen(container) and not container.alive():
+        async for container in self._strays_in_turn.turn():
+            # Nothing is left in it that could be frozen; a look-up may have been quicker, and thinks otherwise.
+            if self._strays.get(container.id) is container and not container.alive():
+                del self._strays[container.id]
                 self._containers.pop(container.id).close()
         now = self._clock()
         for uid, (until, _) in list(self._absent.items()):
             if now >= until:
                 del self._absent[uid]
-
-    def _seen(self, container: Container) -> bool:
-        """Whether it is looked at together with its pod."""
-        pod = self._pods.get(container.pod)
-        return pod is not None and pod.containers.get(container.name) is container
 
     def _stale(self, pod: Pod) -> bool:
         return (
@@ -238,10 +243,12 @@ class Pods:
         """Give back all that is held, and give up what is being looked up."""
         for lookup in list(self._lookups.values()):
             lookup.cancel()
+        for uid in list(self._pods):
+            self.forget(uid)
         for container in self._containers.values():
             container.close()
         self._containers.clear()
-        self._pods.clear()
+        self._strays.clear()
 
     def _lookup(self, uid: str) -> asyncio.Task[Pod]:
         lookup = self._lookups.get(uid)
@@ -264,7 +271,11 @@ class Pods:
             raise self._no_pod(uid, f"The container runtime has no running pod {uid!r:.80} on this node.")
         if not sandbox.containers:
             raise self._no_pod(uid, f"The pod {sandbox.namespace}/{sandbox.name} has no running container yet.")
-        pod = self._pods[uid] = self._pod(sandbox)
+        pod = self._pod(sandbox)
+        self.forget(uid)
+        for container in pod.containers.values():
+            self._strays.pop(container.id, None)
+        self._pods[uid] = pod
         return pod
 
     def _pod(self, sandbox: Sandbox) -> Pod:
@@ -272,7 +283,7 @@ class Pods:
         for running in sandbox.containers:
             container = self._containers.get(running.id)
             if container is None:
-                container = Container(running.id, running.name, running.pid, self._choose, sandbox.uid)
+                container = Container(running.id, running.name, running.pid, self._choose)
                 self._containers[running.id] = container
             containers.append(container)
         pod = Pod(
@@ -289,7 +300,7 @@ class Pods:
         return pod
 
     def _no_pod(self, uid: str, sentence: str) -> NoPod:
-        self._pods.pop(uid, None)
+        self.forget(uid)
         while len(self._absent) >= _MOST_ABSENT:
             del self._absent[next(iter(self._absent))]
         self._absent[uid] = (self._clock() + _ABSENT_FOR, sentence)

@@ -173,7 +173,9 @@ class Pending:
         It has used no CPU time, and blocks none of the signals: so none has come. To ask for that takes half a
         microsecond, a twentieth of a look. It is not relied upon for ever (``TRUSTED_FOR``).
         """
-        return self._used is None or self._used != self._cpu_time() or time.monotonic() > self._looked + TRUSTED_FOR
+        if self._used is None or time.monotonic() > self._looked + TRUSTED_FOR:
+            return True
+        return self._used != self._cpu_time()
 
     def close(self) -> None:
         """Gives it back."""
