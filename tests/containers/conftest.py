@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ambience import need_ambient
 from tests.support.api_server import ApiServer
 from tests.support.cluster.containerd import RUNTIMES, Containerd
 from tests.support.cluster.crio_stand_in import CrioStandIn
@@ -31,6 +32,18 @@ def containerd(session_containerd: Containerd) -> Containerd:
     """A containerd that serves; a test may kill it, the next one finds it started again."""
     session_containerd.ensure()
     return session_containerd
+
+
+@pytest.fixture(scope="session")
+def unified_containerd() -> Iterator[Containerd]:
+    """One for all tests of ambient pods: its containers are on cgroup2 alone. ``ensure`` that it serves."""
+    need_ambient()
+    made = Containerd(unified=True)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

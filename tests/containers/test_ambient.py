@@ -19,7 +19,6 @@ import pytest
 from freeze_proxy.ambient.bpf import INGRESS, attached
 from freeze_proxy.annotations import PREFIX
 from freeze_proxy.daemon.ambient.sockets import PodSockets
-from tests.support.ambience import need_ambient
 from tests.support.ambient_pods import AGAIN, ATTACH, PORT, SERVE, AmbientPod
 from tests.support.api_server import ApiServer
 from tests.support.cluster import cgroups
@@ -33,21 +32,10 @@ from tests.support.wait import FACTOR, until
 AWAY = "the API server cannot be followed; what is known goes on"
 
 
-@pytest.fixture(scope="module")
-def module_containerd() -> Iterator[Containerd]:
-    need_ambient()
-    made = Containerd(unified=True)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.fixture
-def containerd(module_containerd: Containerd) -> Containerd:
-    module_containerd.ensure()
-    return module_containerd
+def containerd(unified_containerd: Containerd) -> Containerd:
+    unified_containerd.ensure()
+    return unified_containerd
 
 
 class Rig:
@@ -59,10 +47,10 @@ class Rig:
 
 
 @pytest.fixture(scope="module")
-def rig(module_containerd: Containerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def rig(unified_containerd: Containerd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("rig")
     with ApiServer(folder / "api-server") as api_server:
-        node = Node(folder, module_containerd, Kubelet(module_containerd), api_server)
+        node = Node(folder, unified_containerd, Kubelet(unified_containerd), api_server)
         with node.daemon("--ambient") as daemon:
             yield Rig(api_server, daemon)
         node.check_logs()

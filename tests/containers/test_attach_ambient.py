@@ -6,23 +6,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.containers.attaching import web
-from tests.support.ambience import need_ambient
 from tests.support.cluster.containerd import Containerd
 from tests.support.cluster.dockerd import DockerContainer, Dockerd
 from tests.support.cluster.kubelet import Container, Kubelet
 from tests.support.ports import LOOPBACK, await_port, free_port
 from tests.support.proxies import Proxies, Proxy
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[Containerd]:
-    need_ambient()
-    made = Containerd(unified=True)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 class Attached:
@@ -36,11 +24,11 @@ class Attached:
 
 
 @pytest.fixture(params=["containerd", "docker"])
-def attached(request: pytest.FixtureRequest, node: Containerd, proxies: Proxies) -> Iterator[Attached]:
-    node.ensure()
+def attached(request: pytest.FixtureRequest, unified_containerd: Containerd, proxies: Proxies) -> Iterator[Attached]:
+    unified_containerd.ensure()
     port = free_port()
     if request.param == "docker":
-        dockerd = Dockerd(node)
+        dockerd = Dockerd(unified_containerd)
         try:
             dockerd.start()
             made = dockerd.run("web", web(port), network="host")
@@ -50,10 +38,10 @@ def attached(request: pytest.FixtureRequest, node: Containerd, proxies: Proxies)
         finally:
             dockerd.close()
     else:
-        kubelet = Kubelet(node)
+        kubelet = Kubelet(unified_containerd)
         try:
             container = kubelet.pod({"web": web(port)}, "runc")["web"]
-            names = ("--containerd", container.id, "--containerd-socket", str(node.socket))
+            names = ("--containerd", container.id, "--containerd-socket", str(unified_containerd.socket))
             yield Attached(proxies, container, port, *names)
             proxies.close()
         finally:
