@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet
 # What the commands get on top, as in: make test ARGS="-k gate"
 ARGS :=
 # Most tests wait more than they compute, and share the machine; those that measure come after them.
-TOGETHER = $(PYTHON) -m pytest --numprocesses 2 --quiet -m "not alone"
+TOGETHER = $(PYTHON) -m pytest --numprocesses 3 --quiet -m "not alone"
 # What has failed beside others is run once more without them: only what fails alone, too, is a fault and no want of time.
 AGAIN = $(PYTHON) -m pytest -m "not alone" --last-failed --last-failed-no-failures none
 ALONE = $(PYTHON) -m pytest -m alone

@@ -17,7 +17,7 @@ from tests.support.running import process_state
 from tests.support.wait import until
 
 A_SECOND = 1.0
-TRIES = 50
+TRIES = 24
 
 
 def kill_and_measure(proxy: Proxy) -> float:
