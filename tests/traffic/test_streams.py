@@ -16,7 +16,7 @@ from tests.support.wait import until
 
 def test_websocket_echo_and_the_server_stays_awake_until_it_closes(start: Start, tmp_path: Path) -> None:
     with start(tmp_path, websocket_server(tmp_path), "--grace", "20ms") as running:
-        running.await_frozen()
+        running.await_event("frozen")
         with connect(f"ws://{running.address}/", ping_interval=None) as socket:
             frozen = running.count("frozen")
             for message in ("hello", "x" * 200_000, b"\x00\xff" * 1000):
