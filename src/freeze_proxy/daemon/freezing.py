@@ -346,8 +346,8 @@ class Freezing:
         while True:
             await next_beat(_WATCH_EVERY)
             async for ward in self._watched.turn():
-                for key, target in list(ward.targets.items()):
-                    if ward.targets.get(key) is target and not self._look(ward, target):
+                for target in tuple(ward.targets.values()):
+                    if not self._look(ward, target):
                         self._strike(ward, target)
                 if not ward.targets and ward.lease is None and self._wards.get(ward.uid) is ward and ward.rests():
                     del self._wards[ward.uid]

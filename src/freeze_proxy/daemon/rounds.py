@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 AT_A_TIME = 64
 _A_WHILE = 0.0002
-"""Seconds of CPU time for which looks go on before others have their turn on the loop."""
+"""Seconds for which looks go on before others have their turn on the loop."""
 _LONG, SHARE = 0.001, 0.001
 """Seconds of CPU time beyond which a look is a long one, and the part of all time that long ones at one may take.
 
@@ -34,16 +34,19 @@ class Rounds(Generic[T]):
         """Whose turn it is. Who is handed out may have gone since the round began."""
         if not self._left:
             self._begin()
-        rested = at = time.thread_time()
+        rested, used = time.monotonic(), time.thread_time()
+        at = rested
         for _ in range(min(self._at_a_time, len(self._left))):
             each = self._left.pop()
             yield each
-            before, at = at, time.thread_time()
-            if at - before > _LONG:
-                self._left_out[each] = time.monotonic() + (at - before) / SHARE
+            before, at = at, time.monotonic()
+            # It may have been another thread's, or process's, time: to ask for this one's takes longer.
+            if at - before > _LONG and (took := time.thread_time() - used) > _LONG:
+                self._left_out[each] = at + took / SHARE
             if at - rested > _A_WHILE:
                 await asyncio.sleep(0)
-                rested = at = time.thread_time()
+                rested, used = time.monotonic(), time.thread_time()
+                at = rested
 
     def _begin(self) -> None:
         now = time.monotonic()
