@@ -35,6 +35,7 @@ from bench.machine import LOAD_CORE, ROOT, BenchError, cpu_ns, interpreter, memo
 from bench.relay import Tell
 from freeze_proxy.annotations import PREFIX
 from freeze_proxy.daemon.ambient.statistics import KIND, PORT, TABLE
+from freeze_proxy.daemon.rounds import AT_A_TIME
 from freeze_proxy.freezers import cgroup
 from freeze_proxy.protobuf import classes
 from tests.support.api_server import ApiServer
@@ -266,7 +267,7 @@ def measure(count: int, quick: bool, tell: Tell) -> dict[str, Any]:
         figures["until_frozen_s"] = time.monotonic() - began
         figures["kib_each"] = (memory_kib(daemon.pid)["Rss"] - fresh) / count
         tell("ambient pods: all are frozen")
-        time.sleep(settle)  # until it has settled
+        time.sleep(settle + (0 if quick else count / AT_A_TIME))  # until it has looked at each once
         questions = asked.asked
         figures["cpu_frozen"] = _share(daemon.pid, span)
         figures["questions"] = asked.asked - questions

@@ -382,6 +382,29 @@ def test_each_container_is_looked_at_once_a_sweep_whether_its_pod_is_known_or_no
     run(work)
 
 
+def test_it_is_told_of_each_pod_that_is_forgotten_or_looked_up_anew(setting: Setting, alive: set[int]) -> None:
+    async def work() -> None:
+        told: list[tuple[str, bool]] = []
+        setting.pods.forgotten = lambda uid: told.append((uid, setting.pods.known(uid) is None))
+        setting.runtime.has("a")
+        await setting.pods.find(UID)
+        assert not told
+        await setting.pods.find(UID)
+        assert told == [(UID, True)]
+        alive.remove(100)
+        await setting.pods.sweep()
+        setting.pods.forget(UID)  # as it is already
+        assert told == [(UID, True)] * 2
+        alive.add(100)
+        await setting.pods.find(UID)
+        del setting.runtime.pods[UID]
+        with pytest.raises(NoPod):
+            await setting.pods.find(UID)
+        assert told == [(UID, True)] * 3
+
+    run(work)
+
+
 def test_the_cgroups_beside_a_container_are_counted() -> None:
     """Whatever becomes of the pod's own, and nothing stays open."""
     need_freezer("cgroup2")

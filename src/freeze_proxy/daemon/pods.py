@@ -157,6 +157,7 @@ class Pods:
     """The pods of this node that have asked for something.
 
     ``choose`` makes the freezers, ``excluded`` are the containers that are frozen only when asked for by name.
+    ``forgotten`` is called with the UID of each pod that is no longer known, or not as it was.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class Pods:
         self._lookups: dict[str, asyncio.Task[Pod]] = {}
         self._places = asyncio.Semaphore(_MOST_LOOKUPS)
         self._pods_in_turn = Rounds(self._pods.values, _SWEPT)
+        self.forgotten: Callable[[str], None] = lambda _uid: None
         self._strays: dict[str, Container] = {}  # containers of no known pod; the others are looked at with theirs
         self._strays_in_turn = Rounds(self._strays.values, _SWEPT)
 
@@ -216,6 +218,7 @@ class Pods:
         if pod is not None:
             self._strays |= {container.id: container for container in pod.containers.values()}
             pod.close()
+            self.forgotten(uid)
 
     async def sweep(self) -> None:
         """Forget what is no longer true. To be called every few seconds; holds nobody else up."""

@@ -57,7 +57,7 @@ class Ambient:
         self._defaults = Defaults(defaults)
         self._excluded = excluded
         self._attended: dict[str, AmbientPod] = {}
-        self._in_turn = Rounds(self._attended.values, _LOOKED_AT)
+        self._in_turn = Rounds(self._tools.awake.values, _LOOKED_AT)
         # A thread that reads lists of sockets is to hold up a thaw for no longer than that; it is 5 ms otherwise.
         sys.setswitchinterval(0.0005)
         self._unfit: dict[str, str] = {}
@@ -71,6 +71,7 @@ class Ambient:
     async def run(self) -> None:
         """For ever."""
         self._look_at_defaults()
+        self._tools.pods.forgotten = self._forgotten
         asyncio.get_running_loop().add_reader(self._watcher.fd, self._on_packets)
         following = [asyncio.create_task(each.run()) for each in (self._namespaces, self._pods)]
         try:
@@ -81,11 +82,7 @@ class Ambient:
                 if turn % _READ_DEFAULTS_EVERY == 0:
                     self._look_at_defaults()
                 async for attended in self._in_turn.turn():
-                    try:
-                        attended.look()
-                    except Exception:
-                        facts = {"pod": str(attended.wish)}
-                        _log.exception("a mistake was made with an ambient pod", extra={"facts": facts})
+                    self._look(attended)
         finally:
             for task in following:
                 task.cancel()
@@ -107,6 +104,18 @@ class Ambient:
             asyncio.get_running_loop().call_later(OUT_OF_THE_WAY, self._watcher.read)
         else:
             self._watcher.read()
+
+    def _forgotten(self, uid: str) -> None:
+        if (attended := self._attended.get(uid)) is not None:
+            asyncio.get_running_loop().call_soon(self._look, attended)
+
+    @staticmethod
+    def _look(attended: AmbientPod) -> None:
+        try:
+            attended.look()
+        except Exception:
+            facts = {"pod": str(attended.wish)}
+            _log.exception("a mistake was made with an ambient pod", extra={"facts": facts})
 
     # What the API server tells.
 

@@ -66,6 +66,8 @@ class Tools:
     watcher: Watcher
     statistics: Statistics
     sidecars: Sidecars
+    awake: "dict[str, AmbientPod]" = field(default_factory=dict)
+    """By UID, those that are looked at every few seconds: of one that stands still, others tell what is new."""
     turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "sockets"))
 
@@ -91,7 +93,6 @@ class AmbientPod:
         self._commands: Timer | None = None
         self._attaching: asyncio.Task[None] | None = None
         self._looks = 0
-        self._numbers_hold = False  # they were brought up to date since it stands still
         self._looking: asyncio.Task[None] | None = None
         self.trouble = "It is being looked for."
 
@@ -107,6 +108,7 @@ class AmbientPod:
 
     def start(self) -> None:
         """Look for it."""
+        self._tools.awake[self.wish.uid] = self
         self._attaching = asyncio.create_task(self._attach())
 
     def update(self, wish: Wish) -> None:
@@ -118,20 +120,23 @@ class AmbientPod:
             self._follow_readiness()
 
     def look(self) -> None:
-        """To be called every few seconds: whether what is watched is still there."""
+        """To be called every few seconds while it runs, and when it is forgotten: whether what is watched is there."""
         if not self.watched:
             return
         if self._tools.pods.known(self.wish.uid) is not self._pod:
             self.again()
-        elif isinstance(self._source, Observing) and not (self.frozen and self._numbers_hold):
-            self._numbers_hold = self.frozen  # nothing more is counted before it runs
+        elif isinstance(self._source, Observing):
             self._turns.begin()
-            self._numbers.requests(self._keeper.requests, self._keeper.in_flight_seconds())
+            self._count()
             if self._keeper.requests and not self._keeper.gate.in_flight:
                 self._has_served()
             self._looks += 1
             if self._keeper.gate.open and self._looks % _LOOKS_TO_A_LOOK_AT_PORTS == 0:
                 self._look_at_ports()
+
+    def _count(self) -> None:
+        if isinstance(self._source, Observing):
+            self._numbers.requests(self._keeper.requests, self._keeper.in_flight_seconds())
 
     def _look_at_ports(self, _new: frozenset[int] = frozenset()) -> None:
         """A container may listen on more of them than before."""
@@ -159,6 +164,7 @@ class AmbientPod:
         self._keeper.disarm()
         self._detach()
         self._driver.close()
+        self._tools.awake.pop(self.wish.uid, None)
         self._tools.sidecars.closed(self._driver)
 
     # Inside.
@@ -243,6 +249,8 @@ class AmbientPod:
             self._ports, known = await self._in_thread(lambda: self._listening(containers))
         if not self._ports and not any_socket:
             raise NotYet("It listens on no port.")
+        if self._tools.pods.known(uid) is not pod:
+            raise NotYet("It has changed while it was looked at.")
         matter = tuple(sorted(self._ports)) if len(self._ports) <= sockets.MOST else ()
         self._tools.sidecars.heard(uid, self._driver, self._numbers)
         self._pod, self._driver.pod, self._driver.containers = pod, pod, containers
@@ -316,8 +324,9 @@ class AmbientPod:
 
     def stands_still(self) -> None:
         """The freeze is done."""
-        self._numbers_hold = False
+        self._tools.awake.pop(self.wish.uid, None)
         self._turns.begin()
+        self._count()
         if self._source is not None:
             if self._keeper.gate.state == FROZEN and self._commands_run():
                 self._keeper.wake()
@@ -341,6 +350,11 @@ class AmbientPod:
         else:
             self._keeper.ended()
 
+    def runs(self) -> None:
+        """The thaw is done."""
+        if not self._driver.closed:
+            self._tools.awake[self.wish.uid] = self
+
     def failed(self, what: str, reason: str) -> None:
         """An order has failed; it is tried again."""
         facts = {"pod": str(self.wish), "order": what, "why": reason}
@@ -359,6 +373,10 @@ class _Numbers(PodNumbers):
     def frozen(self, at: float, took: float) -> None:
         super().frozen(at, took)
         self._pod.stands_still()
+
+    def thawed(self, at: float, waited: float | None) -> None:
+        super().thawed(at, waited)
+        self._pod.runs()
 
     def failed(self, what: str, reason: str) -> None:
         super().failed(what, reason)
