@@ -165,6 +165,30 @@ def test_who_is_woken_is_let_run_before_anybody_is_told() -> None:
         assert server.watcher.read() == 0
 
 
+def test_who_is_told_may_have_the_rest_read_and_the_order_stays() -> None:
+    with ExitStack() as stack:
+        server = Server(stack, "127.0.0.1", observe=False)
+        server.watch.close()
+        told: list[int] = []
+
+        def tell(record: bytes | None) -> None:
+            assert record is not None
+            told.append(struct.unpack_from(HEADER, record)[3])
+            server.watcher.read()
+
+        watch = server.watcher.watch(server.cgroup, (server.port,), tell)
+        stack.callback(watch.close)
+        watch.arm()
+        with server.connect() as client:
+            for size in (1, 2, 3):
+                client.sendall(b"x" * size)
+                assert client.recv(100) == b"pong"
+                if size == 2:
+                    server.watcher.hasten()
+        assert server.watcher.read() == 1
+        assert told == [0, 1, 2, 3]
+
+
 def test_where_only_what_wakes_is_waited_for_the_rest_is_told_of_and_wakes_nobody() -> None:
     with ExitStack() as stack:
         server = Server(stack, "127.0.0.1", observe=True)

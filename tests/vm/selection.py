@@ -8,6 +8,7 @@ ALL: tuple[str, ...] = ()
 CHOSEN: dict[str, tuple[str, ...]] = {
     "tests/freezers/test_freezers.py": ALL,
     "tests/freezers/test_places_real.py": ALL,
+    "tests/freezers/test_signals.py": ALL,
     "tests/containers/on_cgroup2": ALL,
     "tests/containers/test_rig.py": ("test_a_container_is_placed_as_a_kubelet_places_it",),
     "tests/containers/test_pods_real.py": (

@@ -50,7 +50,7 @@ class Watcher:
         self._words = self._shared.view.cast("Q")
         self._told: list[Told] = [_nobody] * (1 + servers)
         self._hurry: list[Hurry] = [_unhurried] * (1 + servers)
-        self._aside: list[bytes] = []  # records that have been taken and not been handed out
+        self._aside: deque[bytes] = deque()  # records that have been taken and not been handed out
         self._free = deque(range(1, 1 + servers))  # the one that has been free for longest comes first
         self._watches: dict[int, Watch] = {}
         self._lost = 0
@@ -124,12 +124,12 @@ class Watcher:
 
     def read(self) -> int:
         """Hand out what has been told; returns how many records that were. There may be more when it returns."""
-        told, slot_of, count = self._told, _NUMBER.unpack_from, 0
-        aside, self._aside = self._aside, []
-        for records in (aside, self._ring.take()):
-            for record in records:
-                told[slot_of(record, 8)[0]](record)
-                count += 1
+        told, slot_of, aside, count = self._told, _NUMBER.unpack_from, self._aside, 0
+        aside.extend(self._ring.take())
+        while aside:  # who is told may have more read: that goes on from here
+            record = aside.popleft()
+            told[slot_of(record, 8)[0]](record)
+            count += 1
         if self._words[program.LOST_BY_ALL] != self._lost:
             self._tell_losses()
         return count

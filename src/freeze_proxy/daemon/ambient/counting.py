@@ -49,8 +49,11 @@ class Counting(Gated):
         said: str,
         served: Callable[[], None],
         stillness: Stillness,
+        read: Callable[[], object],
     ) -> None:
         """``said``: the pod's name for the log. ``served`` is told when requests are seen to have been there.
+
+        ``read`` has all records handed out that there are until now.
 
         ``stillness`` looks at the server while it stands still, and is closed with this.
         """
@@ -61,6 +64,7 @@ class Counting(Gated):
         self._said = said
         self._served = served
         self._stillness = stillness
+        self._read = read
         self._visits = Visits()
         self._visits_end = 0.0  # at the latest
         self._visit: Timer | None = None
@@ -129,6 +133,7 @@ class Counting(Gated):
 
     def catch_up(self) -> None:
         """Whether anything has come since nothing was in flight."""
+        self._read()
         if self._packets() != self._seen:
             self._hold()
 
@@ -139,6 +144,7 @@ class Counting(Gated):
 
     def stands_still(self) -> None:
         """The freeze is done: what was counted before the watch was armed has woken nobody."""
+        self._read()
         if self._packets() != self._seen:
             self.told(None)
         elif self._watches:
@@ -188,6 +194,7 @@ class Counting(Gated):
 
     def _look_at_visits_again(self) -> None:
         self._visit = None
+        self._read()
         self._look_at_visits()
 
     def _look_at_visits(self) -> None:

@@ -276,6 +276,7 @@ class AmbientPod:
             str(self.wish),
             self._has_served,
             self._stillness(places),
+            self._tools.watcher.read,
         )
         watches: list[Watch] = []
         try:
