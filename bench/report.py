@@ -174,9 +174,9 @@ def _ambient_goals(ambient: Results, machine: Results) -> list[Goal]:
             goal.met = ratio <= 1.02
         more = ambient["awake"]["loads"]["small-16"]["ways"]["observe"]["more_cpu_us"]
         cpu.measured, cpu.met = f"{more:.1f} µs", more <= 6
-        halting, above = (ambient[which]["above_awake"] for which in ("wake", "wake_unhalted"))
+        above, unhalted = (ambient[which]["above_awake"] for which in ("wake", "wake_unhalted"))
         for goal, point, limit in ((first, "p50", 200), (tail, "p99", 1500)):
-            goal.measured = f"{above[point] / 1000:.2f} ms; {halting[point] / 1000:.2f} where processors had halted"
+            goal.measured = f"{above[point] / 1000:.2f} ms; {unhalted[point] / 1000:.2f} where no processor halts"
             goal.met = above[point] <= limit
         if machine.get("load_before", 0) > machine.get("cores", 0):
             for goal in (plain, middle, cpu, first, tail):
