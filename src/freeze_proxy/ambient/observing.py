@@ -12,7 +12,7 @@ from freeze_proxy.ambient.conversations import Conversations
 from freeze_proxy.ambient.program import DATAGRAM, KIND_AT, WAKES, came_at
 from freeze_proxy.ambient.sockets import Seen, Sockets
 from freeze_proxy.ambient.stillness import Stillness
-from freeze_proxy.ambient.watcher import Watch, Watcher
+from freeze_proxy.ambient.watcher import OUT_OF_THE_WAY, Watch, Watcher
 from freeze_proxy.freezers import FreezeError
 from freeze_proxy.gate import FROZEN
 from freeze_proxy.keeper import Gated, Keeper
@@ -22,8 +22,6 @@ RING_SIZE = 4 << 20
 """Bytes: what comes while this process does not get its turn for a while is to find room."""
 LEAST_PAUSE, MOST_PAUSE = 0.0005, 0.02
 """Seconds between two looks into the ring while records keep coming; a quarter of the grace, within these bounds."""
-OUT_OF_THE_WAY = 0.002
-"""Seconds for which a server that has just been let run has the processors to itself."""
 LOOK_AT_SOCKETS_AFTER = 0.1
 """Seconds of standing still after which the server's sockets are looked at, where there is no reason to at once. A look
 takes milliseconds: the kernel goes through all sockets that there are."""

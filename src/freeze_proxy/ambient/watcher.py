@@ -18,6 +18,9 @@ from freeze_proxy.ambient.ring import Ring
 RING_SIZE = 1 << 20
 """Bytes; a power of two. Where exchanges are counted, it takes some two thousand small packets to fill it."""
 
+OUT_OF_THE_WAY = 0.002
+"""Seconds for which a server that has just been let run has the processors to itself."""
+
 _NUMBER = struct.Struct("=I")
 
 Told = Callable[[bytes | None], None]
@@ -111,8 +114,8 @@ class Watcher:
     def hasten(self) -> bool:
         """Let run at once whom a packet wakes; returns whether they all run.
 
-        Then ``read``, which tells, had better be called a little later: whoever thinks about packets takes a processor
-        that their servers want now.
+        Then ``read``, which tells, had better be called ``OUT_OF_THE_WAY`` later: whoever thinks about packets takes a
+        processor that their servers want now.
         """
         hurry, slot_of, run = self._hurry, _NUMBER.unpack_from, True
         records = self._ring.take()

@@ -16,7 +16,7 @@ class SocketsAside(Sockets):
     def __init__(self, loop: Loop, ports: tuple[int, ...], pid: int | None = None) -> None:
         super().__init__(ports, pid)
         self._loop = loop
-        self._threads = Sockets(ports, pid)
+        self._thread_sockets = Sockets(ports, pid)
         self._asked: SimpleQueue[Callable[[Seen], None] | None] = SimpleQueue()
         self._answers: deque[tuple[Callable[[Seen], None], Seen]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -34,7 +34,7 @@ class SocketsAside(Sockets):
         self._thread.join()
         self._loop.forget(self._wake)
         os.close(self._wake)
-        self._threads.close()
+        self._thread_sockets.close()
         super().close()
 
     def _on_answers(self, _events: int) -> None:
@@ -45,5 +45,5 @@ class SocketsAside(Sockets):
 
     def _work(self) -> None:
         while (told := self._asked.get()) is not None:
-            self._answers.append((told, self._threads.seen()))
+            self._answers.append((told, self._thread_sockets.seen()))
             os.eventfd_write(self._wake, 1)

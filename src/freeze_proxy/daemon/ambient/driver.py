@@ -79,9 +79,11 @@ class FreezingDriver(Driver):
 
 
 def _together(freezers: list[Freezer]) -> Callable[[], object] | None:
-    """Those that can be hastened, as one."""
+    """What hastens all of them; ``None`` where one cannot be: while one stands still, nothing is to wait."""
     hastes = [freezer.haste for freezer in freezers if freezer.haste is not None]
-    return hastes[0] if len(hastes) == 1 else (lambda: [haste() for haste in hastes]) if hastes else None
+    if not freezers or len(hastes) < len(freezers):
+        return None
+    return hastes[0] if len(hastes) == 1 else lambda: [haste() for haste in hastes]
 
 
 async def _rest(work: Coroutine[Any, Any, None], yielded: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from lightkube.resources.core_v1 import Namespace, Pod
 
 from freeze_proxy.ambient import Watcher
-from freeze_proxy.ambient.observing import OUT_OF_THE_WAY
+from freeze_proxy.ambient.watcher import OUT_OF_THE_WAY
 from freeze_proxy.apiserver import ApiServer
 from freeze_proxy.beats import next_beat
 from freeze_proxy.daemon.ambient import wishes
