@@ -31,6 +31,8 @@ from tests.support.starting import Start
 GRACE = 0.002
 EARLY = 0.001
 STALL = 0.2
+USUAL = 0.02
+"""Seconds that more than half of the requests are to stay below, whatever the machine is busy with."""
 ON_TOP = 0.010
 SOAK = os.environ.get("FREEZE_PROXY_SOAK") == "yes"
 """Whether it is a long run, with the machine to itself: ``make race``, ``make soak``."""
@@ -119,6 +121,7 @@ def judge(outcome: Outcome, around: int, one_in: int = ONE_IN) -> None:
     """See above. The tries were made around so many freezes as ``around``."""
     shown = asdict(outcome)
     assert outcome.longest < STALL * 1e3, f"A request stalled: {shown}"
+    assert outcome.p50 < USUAL * 1e3, f"The usual request is slow: {shown}"
     assert outcome.chance >= 1 / one_in, f"Freezing makes requests late: {shown}"
     assert outcome.freezes > around / 4, f"The tries did not meet freezes: {shown}"
 

@@ -120,7 +120,7 @@ def test_several_at_once(start: Start, many: Many, unfrozen: Started, judged: Ju
             client.close()
         report = running.end()
     assert len(race.raced) == len(race.yardstick) == rounds * clients
-    judged(race, report, rounds // 2)  # four leave less often room for one
+    judged(race, report, rounds)
 
 
 def test_on_an_http2_connection(start: Start, many: Many, judged: Judge, tmp_path: Path) -> None:
